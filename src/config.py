@@ -1,0 +1,105 @@
+"""The one place that knows Hydra: turns configs/config.yaml and command-line overrides into a config."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+DEFAULT_CONFIG = "configs/config.yaml"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key, the value and the remedy."""
+
+
+def load_config(path: str | Path = DEFAULT_CONFIG, overrides: list[str] | None = None) -> DictConfig:
+    """Compose ``path`` with ``overrides`` such as ``training.epochs=5`` or ``experiment=cifar10``.
+
+    Returns a config whose keys are fixed: reading or writing an unknown one raises.
+    Raises ConfigError for a missing file, an unknown key or a value that cannot be parsed.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ConfigError(f"config file {path} does not exist; the default is {DEFAULT_CONFIG}")
+    overrides = overrides or []
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(path.parent), version_base="1.3"):
+            config = compose(path.stem, overrides)
+        OmegaConf.resolve(config)
+    except ConfigCompositionException as error:
+        raise ConfigError(_explain(error, path, overrides)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path.name}: {error}") from error
+    return config
+
+
+def _explain(error: Exception, path: Path, overrides: list[str]) -> str:
+    """Name the override that failed and the keys that would have worked."""
+    plain = OmegaConf.load(path)
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key == "experiment":
+            known = sorted(file.stem for file in (path.parent / "experiment").glob("*.yaml"))
+            if override.split("=", 1)[-1] not in known:
+                return f"unknown {override!r}; valid experiments: {', '.join(known)}"
+            continue
+        node: Any = plain
+        for part in key.split("."):
+            if not isinstance(node, DictConfig) or part not in node:
+                valid = sorted(str(k) for k in node if k != "defaults") if isinstance(node, DictConfig) else []
+                if valid:
+                    return f"unknown key {part!r} in override {override!r}; valid keys there: {', '.join(valid)}"
+                break
+            node = node._get_node(part)
+    return str(error.__cause__ or error)
+
+
+def to_dict(config: DictConfig) -> dict[str, Any]:
+    """The config as plain dicts, lists and scalars."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def to_yaml(config: DictConfig) -> str:
+    """The resolved config as YAML text."""
+    return OmegaConf.to_yaml(config, resolve=True)
+
+
+def flatten(config: DictConfig) -> dict[str, Any]:
+    """The config with dotted keys, for example ``{"training.epochs": 20}``: one level, as trackers want it."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                visit(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            flat[prefix] = value
+
+    visit("", to_dict(config))
+    return flat
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with what every entry that reads a config takes: ``--config`` and ``key=value`` overrides."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"config file (default: {DEFAULT_CONFIG})")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.epochs=5")
+    return parser
+
+
+def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None = None):
+    """Parse ``argv`` and load the config: ``(arguments, config)``; a ConfigError ends the program with its message."""
+    arguments = parser.parse_intermixed_args(argv)
+    for override in arguments.overrides:
+        if "=" not in override:
+            parser.error(f"{override!r} is no override; write key=value, for example training.epochs=5")
+    try:
+        return arguments, load_config(arguments.config, arguments.overrides)
+    except ConfigError as error:
+        parser.error(str(error))

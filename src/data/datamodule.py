@@ -1,0 +1,113 @@
+"""The prepared dataset as Lightning wants it. Images stay in memory as uint8; batches are sliced, not collated."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+from torch.utils.data import DataLoader, Dataset
+
+from src.data.augmentation import BatchAugmentation
+
+SPLITS = ("train", "validation", "test")
+
+
+class ArrayDataset(Dataset):
+    """``images`` uint8 (N, C, H, W) and ``labels`` int64 (N,), fetched a whole batch at a time."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images = torch.from_numpy(images)
+        self.labels = torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What DataLoader calls for a batch: one gather instead of a loop over images."""
+        index = torch.as_tensor(indices)
+        return self.images[index], self.labels[index]
+
+
+def load_split(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read one split that prepare.py wrote: images uint8 (N, C, H, W), labels int64 (N,).
+
+    Raises FileNotFoundError naming the command that makes it.
+    """
+    path = Path(folder) / f"{name}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
+    with np.load(path) as arrays:
+        return arrays["images"], arrays["labels"]
+
+
+def load_class_names(folder: str | Path) -> list[str]:
+    """The names that prepare.py wrote, in the order of the labels."""
+    path = Path(folder) / "class_names.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
+    return json.loads(path.read_text())
+
+
+def load_data_info(metrics: str | Path) -> dict:
+    """metrics/data_info.yaml as a dict."""
+    path = Path(metrics) / "data_info.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
+    return yaml.safe_load(path.read_text())
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Train, validation and test loaders over the folder that prepare.py wrote."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.augmentation = BatchAugmentation(**config.augmentation)
+        self.datasets: dict[str, ArrayDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        for name in SPLITS:
+            if name not in self.datasets:
+                images, labels = load_split(self.config.data.directory, name)
+                limit = self.config.data.limit if name == "train" else None
+                self.datasets[name] = ArrayDataset(images[:limit], labels[:limit])
+        batch, images = self.config.training.batch_size, len(self.datasets["train"])
+        if images < batch:
+            raise ValueError(
+                f"training.batch_size is {batch} but there are only {images} training images; use a smaller batch"
+            )
+
+    def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            self.datasets[name],
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.config.data.workers,
+            collate_fn=_as_it_is,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.config.training.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("validation", self.config.evaluation.batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", self.config.evaluation.batch_size, shuffle=False)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx: int):
+        """Augment training batches, on the device that trains."""
+        images, labels = batch
+        if self.trainer is not None and self.trainer.training:
+            images = self.augmentation(images)
+        return images, labels
+
+
+def _as_it_is(batch):
+    return batch

@@ -1,0 +1,95 @@
+"""Files over HTTP or from a local folder: resumed, retried, verified."""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+
+import requests
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
+from urllib3.util import Retry
+
+CHUNK = 1 << 16
+TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
+
+logger = logging.getLogger(__name__)
+
+
+class DownloadError(RuntimeError):
+    """No mirror had the file; the message lists what each one answered."""
+
+
+def md5(path: Path) -> str:
+    """MD5 of a file as hex. An integrity check, as the datasets' authors publish it; not a signature."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def fetch(name: str, checksum: str, target: Path, mirrors: list[str]) -> Path:
+    """Bring file ``name`` with MD5 ``checksum`` to ``target``, from the first mirror that has it intact.
+
+    ``mirrors``: URLs or local folders, tried in order. A file that is there and intact is left alone; a partial
+    download goes on where it stopped. Raises DownloadError when every mirror failed.
+    """
+    if target.is_file() and md5(target) == checksum:
+        logger.info("%s is there and intact", target.name)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".part")
+    failures = []
+    for mirror in mirrors:
+        source = f"{mirror.rstrip('/')}/{name}"
+        try:
+            if source.startswith(("http://", "https://")):
+                _download(source, partial)
+            else:
+                shutil.copyfile(source, partial)
+        except (requests.RequestException, OSError) as error:
+            failures.append(f"  {source}: {error}")
+            continue
+        found = md5(partial)
+        if found == checksum:
+            partial.replace(target)
+            logger.info("%s from %s, MD5 verified", target.name, mirror)
+            return target
+        failures.append(f"  {source}: its MD5 is {found}, expected {checksum}")
+        partial.unlink()
+    raise DownloadError(
+        f"{name} could not be had from any mirror:\n" + "\n".join(failures)
+        + "\nCheck the network, or name a local folder that holds it: DATA_MIRROR=/folder"
+    )
+
+
+def _download(url: str, partial: Path) -> None:
+    """Append what is missing of ``url`` to ``partial``, with a progress bar; a dropped connection is retried."""
+    with requests.Session() as session:
+        retry = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+        session.mount("http://", HTTPAdapter(max_retries=retry))
+        session.mount("https://", HTTPAdapter(max_retries=retry))
+        for attempt in range(5):
+            try:
+                return _append(session, url, partial)
+            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+                if attempt == 4 or not partial.is_file():
+                    raise
+                logger.warning("%s broke off (%s); going on from byte %d", url, error, partial.stat().st_size)
+
+
+def _append(session: requests.Session, url: str, partial: Path) -> None:
+    start = partial.stat().st_size if partial.is_file() else 0
+    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"} if start else {"Accept-Encoding": "identity"}
+    with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        if answer.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # everything is there already; the checksum decides
+        answer.raise_for_status()
+        if answer.status_code != requests.codes.partial_content:
+            start = 0  # the server ignores ranges: begin again
+        total = start + int(answer.headers.get("Content-Length", 0))
+        with (
+            partial.open("ab" if start else "wb") as file,
+            tqdm(total=total or None, initial=start, unit="B", unit_scale=True, desc=partial.stem) as bar,
+        ):
+            for chunk in answer.iter_content(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))

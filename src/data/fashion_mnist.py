@@ -1,0 +1,65 @@
+"""Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): its files, checksums, mirrors and format."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from src.data.download import fetch
+
+CLASS_NAMES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
+# MD5 as published in the dataset's repository and in torchvision.
+FILES = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+MIRRORS = [
+    "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
+    "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
+]
+SUBFOLDER = "FashionMNIST/raw"  # where torchvision keeps the files, and so a local mirror
+
+
+def load_fashion_mnist(raw: Path, mirror: str | None) -> tuple[tuple, tuple, list[str]]:
+    """Fetch and read the dataset: ``((images, labels) train, (images, labels) test, class_names)``.
+
+    images: uint8 (N, 1, 28, 28); labels: int64 (N,). Raises DownloadError, or ValueError for a malformed file.
+    """
+    mirrors = MIRRORS if mirror is None else [f"{mirror.rstrip('/')}/{SUBFOLDER}", mirror]
+    paths = {name: fetch(name, checksum, raw / name, mirrors) for name, checksum in FILES.items()}
+    splits = []
+    for prefix in ("train", "t10k"):
+        images = read_idx(paths[f"{prefix}-images-idx3-ubyte.gz"])
+        labels = read_idx(paths[f"{prefix}-labels-idx1-ubyte.gz"]).astype(np.int64)
+        splits.append((images[:, None], labels))
+    return splits[0], splits[1], CLASS_NAMES
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read a gzipped IDX file of unsigned bytes (format: yann.lecun.com/exdb/mnist). Raises ValueError."""
+    with gzip.open(path, "rb") as file:
+        data = file.read()
+    zero, kind, dimensions = struct.unpack(">HBB", data[:4])
+    if zero != 0 or kind != 0x08:
+        raise ValueError(f"{path} is no IDX file of unsigned bytes (it starts with {data[:4].hex(' ')})")
+    shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
+    pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    if pixels.size != np.prod(shape):
+        raise ValueError(f"{path} announces shape {shape} but holds {pixels.size} bytes")
+    return pixels.reshape(shape)

@@ -1,0 +1,45 @@
+"""Backbones from timm. timm is imported on use: a server of the networks above does not need it."""
+
+from pathlib import Path
+
+from torch import nn
+
+
+def build_efficientnet(
+    channels: int, classes: int, dropout: float = 0.2, pretrained: bool = False, weights: str | None = None
+) -> nn.Module:
+    """EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946)."""
+    return _build_timm("efficientnet_b0", channels, classes, dropout, pretrained, weights)
+
+
+def build_resnet18(
+    channels: int, classes: int, dropout: float = 0.0, pretrained: bool = False, weights: str | None = None
+) -> nn.Module:
+    """ResNet-18 (He et al. 2016, arXiv:1512.03385)."""
+    return _build_timm("resnet18", channels, classes, dropout, pretrained, weights)
+
+
+def _build_timm(
+    name: str, channels: int, classes: int, dropout: float, pretrained: bool, weights: str | None
+) -> nn.Module:
+    """``pretrained`` downloads timm's weights; ``weights`` reads a local file instead."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"{name} comes from timm, which is in requirements.txt but not in a server's requirements; "
+            "run this in the training environment"
+        ) from error
+    source = {}
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"model.args.weights names {weights}, which does not exist")
+        source = {"pretrained_cfg_overlay": {"file": weights}}
+    return timm.create_model(
+        name,
+        pretrained=pretrained or weights is not None,
+        in_chans=channels,
+        num_classes=classes,
+        drop_rate=dropout,
+        **source,
+    )

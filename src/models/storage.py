@@ -1,0 +1,118 @@
+"""The folder a trained model lives in: ``config.json`` and ``model.safetensors``, the Hugging Face form.
+
+``config.json`` holds all that prediction needs, so that loading never reads a training config.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from src.models.classifier import ImageClassifier
+from src.models.registry import build_network
+from src.preprocessing import Preprocessing
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be used; the message names the file, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What ``config.json`` holds."""
+
+    name: str
+    architecture: str
+    architecture_args: dict[str, Any]
+    class_names: list[str]
+    preprocessing: Preprocessing
+    temperature: float = 1.0  # logits are divided by it before the softmax (Guo et al. 2017, arXiv:1706.04599)
+    metrics: dict[str, float] = field(default_factory=dict)  # on the test set
+    data_hash: str = ""  # of the training data, from metrics/data_info.yaml
+    git_commit: str = ""
+
+    def __post_init__(self):
+        if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
+            raise ModelError(f"class_names must be at least two different names, not {self.class_names}")
+        if not self.temperature > 0:
+            raise ModelError(f"temperature is {self.temperature}; it must be above 0")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str) -> "ModelConfig":
+        """Build from parsed JSON; ``source`` names the file in error messages. Raises ModelError."""
+        known = {item.name for item in fields(cls)}
+        required = {"name", "architecture", "architecture_args", "class_names", "preprocessing"}
+        if not isinstance(values, dict) or (missing := sorted(required - values.keys())):
+            what = f"misses {', '.join(missing)}" if isinstance(values, dict) else "is no JSON object"
+            raise ModelError(f"{source} {what}; export the model again")
+        if unknown := sorted(values.keys() - known):
+            raise ModelError(f"{source} has unknown keys {', '.join(unknown)}; valid: {', '.join(sorted(known))}")
+        try:
+            return cls(**{**values, "preprocessing": Preprocessing(**values["preprocessing"])})
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{source}: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "ModelConfig":
+        """Read a ``config.json``. Raises ModelError."""
+        if not path.is_file():
+            raise ModelError(f"no model here: {path} does not exist; train one or run `git checkout {path.parent}`")
+        try:
+            return cls.from_dict(json.loads(path.read_text()), str(path))
+        except json.JSONDecodeError as error:
+            raise ModelError(f"{path} is not valid JSON: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write as JSON with sorted keys, so that equal configs are equal files."""
+        path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+
+
+def build_classifier(config: ModelConfig) -> ImageClassifier:
+    """An untrained classifier of ``config``'s shape; mean and std come with the state_dict."""
+    channels = config.preprocessing.channels
+    try:
+        network = build_network(
+            config.architecture, channels, len(config.class_names), **config.architecture_args
+        )
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    return ImageClassifier(network, [0.0] * channels, [1.0] * channels)
+
+
+def save_model(folder: str | Path, model: ImageClassifier, config: ModelConfig) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into ``folder``, making it if needed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_NAME)
+    config.save(folder / CONFIG_NAME)
+
+
+def load_model(folder: str | Path) -> tuple[ImageClassifier, ModelConfig]:
+    """Read what ``save_model`` wrote; the model is in evaluation mode on the CPU. Raises ModelError."""
+    folder = Path(folder)
+    config = ModelConfig.load(folder / CONFIG_NAME)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise ModelError(f"{weights} does not exist; train the model or run `git checkout {folder}`")
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise ModelError(f"{weights} cannot be read ({error}); restore it with `git checkout {weights}`") from error
+    return with_state(build_classifier(config), state, str(weights)), config
+
+
+def with_state(model: ImageClassifier, state: dict[str, torch.Tensor], source: str) -> ImageClassifier:
+    """Load ``state`` into ``model`` and switch it to evaluation. Raises ModelError when the two do not match."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"{source} does not fit its config: {error}") from error
+    return model.eval()

@@ -1,0 +1,1 @@
+"""Training, evaluation and search: everything that needs labels."""

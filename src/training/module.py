@@ -1,0 +1,60 @@
+"""The LightningModule: one step of training, validation and test for any classifier."""
+
+import lightning as L
+import torch
+from torch import nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from src.models import ImageClassifier
+from src.training.optimization import build_optimizer, build_schedule
+
+
+class ClassifierModule(L.LightningModule):
+    """Cross-entropy with label smoothing; logs loss, accuracy and macro F1 by epoch for each split."""
+
+    def __init__(self, model: ImageClassifier, training, classes: int, seed: int):
+        super().__init__()
+        self.model = model
+        self.training_config = training
+        self.seed = seed
+        metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(classes, average="micro"),
+                "f1": MulticlassF1Score(classes, average="macro"),
+            }
+        )
+        self.metrics = nn.ModuleDict({f"{split}_": metrics.clone(f"{split}_") for split in ("train", "val", "test")})
+        self.smoothed_loss = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
+        self.loss = nn.CrossEntropyLoss()
+
+    def on_train_epoch_start(self) -> None:
+        # The same draws for epoch n whether the run was interrupted before it or not.
+        torch.manual_seed(self.seed * 100_003 + self.current_epoch * 101 + self.global_rank)
+
+    def training_step(self, batch, batch_index: int) -> torch.Tensor:
+        return self._step(batch, "train", self.smoothed_loss)
+
+    def validation_step(self, batch, batch_index: int) -> None:
+        self._step(batch, "val", self.loss)
+
+    def test_step(self, batch, batch_index: int) -> None:
+        self._step(batch, "test", self.loss)
+
+    def _step(self, batch, split: str, loss_function: nn.Module) -> torch.Tensor:
+        images, labels = batch
+        logits = self.model(images)
+        loss = loss_function(logits, labels)
+        metrics = self.metrics[f"{split}_"]
+        metrics.update(logits.detach(), labels)
+        size = len(labels)
+        distributed = split != "train"
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size,
+                 sync_dist=distributed)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val", batch_size=size)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = build_optimizer(self.model, self.training_config)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": build_schedule(optimizer, self.training_config, steps)}

@@ -1,0 +1,68 @@
+"""Pictures of a run: training curves and the confusion matrix."""
+
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+def save_history(history: list[dict[str, float]], path: Path) -> None:
+    """One CSV row an epoch, as ``dvc plots`` reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for row in history for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def plot_history(history: list[dict[str, float]], folder: Path) -> list[Path]:
+    """loss.png, accuracy.png and f1.png: training and validation by epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, title in (("loss", "Loss"), ("accuracy", "Accuracy"), ("f1", "Macro F1")):
+        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        for split, label in (("train", "training (augmented)"), ("val", "validation")):
+            points = [(row["epoch"], row[f"{split}_{name}"]) for row in history if f"{split}_{name}" in row]
+            axes.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=label)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=120)
+        plt.close(figure)
+    return paths
+
+
+def plot_confusion(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
+    """``matrix``: int (classes, classes), rows are true classes. Shares by row as colour, counts as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = max(5.0, 0.7 * len(class_names))
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(class_names))
+    axes.set_xticks(ticks, class_names, rotation=45, ha="right")
+    axes.set_yticks(ticks, class_names)
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (test images)")
+    if len(class_names) <= 25:
+        for row in ticks:
+            for column in ticks:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(picture, ax=axes, label="share of the true class")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def save_confusion_pairs(true: np.ndarray, predicted: np.ndarray, class_names: list[str], path: Path) -> None:
+    """A CSV of (actual, predicted) names, as the ``confusion`` template of ``dvc plots`` reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["actual", "predicted"])
+        writer.writerows((class_names[t], class_names[p]) for t, p in zip(true, predicted, strict=True))

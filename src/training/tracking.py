@@ -1,0 +1,62 @@
+"""What a run leaves in MLflow: parameters, metrics by epoch, artifacts and the tags that make it traceable."""
+
+import logging
+import subprocess
+import tempfile
+from pathlib import Path
+
+import yaml
+from lightning.pytorch.loggers import MLFlowLogger
+
+from src.config import flatten, to_yaml
+
+logger = logging.getLogger(__name__)
+
+
+def git_commit() -> str:
+    """The commit of the working tree, with ``-dirty`` when it has changes; empty outside a repository."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, check=True, timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip()
+
+
+def dvc_data_hash(data_directory: str) -> str:
+    """The MD5 that dvc.lock gives for the prepared data; empty when DVC has not seen it."""
+    lock = Path("dvc.lock")
+    if not lock.is_file():
+        return ""
+    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
+    for stage in stages.values():
+        for output in stage.get("outs", []):
+            if Path(output["path"]) == Path(data_directory):
+                return output.get("md5", "")
+    return ""
+
+
+def open_run(config, run_id: str | None = None) -> MLFlowLogger:
+    """Start a run, or go on with ``run_id``, in the experiment and store that the config names."""
+    tags = {"dvc_data_hash": dvc_data_hash(config.data.directory), "git_commit": git_commit()}
+    run = MLFlowLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
+    if run_id is None:
+        run.log_hyperparams({key: str(value) for key, value in flatten(config).items()})
+    logger.info("MLflow run %s in experiment %s at %s", run.run_id, config.tracking.experiment, config.tracking.uri)
+    return run
+
+
+def log_results(run: MLFlowLogger, config, metrics: dict[str, float], paths: list[Path]) -> None:
+    """Final ``metrics``, the config and ``paths`` (files or folders that exist) as artifacts of ``run``."""
+    run.log_metrics(metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        resolved = Path(folder) / "config.yaml"
+        resolved.write_text(to_yaml(config))
+        run.experiment.log_artifact(run.run_id, str(resolved))
+    for path in paths:
+        if path.is_dir():
+            run.experiment.log_artifacts(run.run_id, str(path), artifact_path=path.name)
+        elif path.is_file():
+            run.experiment.log_artifact(run.run_id, str(path))
