@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException
@@ -34,7 +35,7 @@ def load_config(path: str | Path = DEFAULT_CONFIG, overrides: list[str] | None =
         OmegaConf.resolve(config)
     except ConfigCompositionException as error:
         raise ConfigError(_explain(error, path, overrides)) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:  # Hydra raises ValueError too
         raise ConfigError(f"{path.name}: {error}") from error
     return config
 
@@ -55,6 +56,8 @@ def _explain(error: Exception, path: Path, overrides: list[str]) -> str:
                 valid = sorted(str(k) for k in node if k != "defaults") if isinstance(node, DictConfig) else []
                 if valid:
                     return f"unknown key {part!r} in override {override!r}; valid keys there: {', '.join(valid)}"
+                if isinstance(node, DictConfig):  # an open section such as model.args
+                    return f"unknown key {part!r} in override {override!r}; to add it write +{override}"
                 break
             node = node._get_node(part)
     return str(error.__cause__ or error)
@@ -89,7 +92,9 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     """A parser with what every entry that reads a config takes: ``--config`` and ``key=value`` overrides."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"config file (default: {DEFAULT_CONFIG})")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example training.epochs=5")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example training.epochs=5; ~key drops one"
+    )
     return parser
 
 
@@ -97,8 +102,8 @@ def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None = None)
     """Parse ``argv`` and load the config: ``(arguments, config)``; a ConfigError ends the program with its message."""
     arguments = parser.parse_intermixed_args(argv)
     for override in arguments.overrides:
-        if "=" not in override:
-            parser.error(f"{override!r} is no override; write key=value, for example training.epochs=5")
+        if "=" not in override and not override.startswith("~"):
+            parser.error(f"{override!r} is no override; write key=value, or ~key to drop one")
     try:
         return arguments, load_config(arguments.config, arguments.overrides)
     except ConfigError as error:

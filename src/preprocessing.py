@@ -11,9 +11,10 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_PIXELS = 20_000_000
+MAX_STRIPS = 20_000  # of an uncompressed TIFF: Pillow reads them one by one, and millions fit into a few megabytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -21,23 +22,39 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# What Pillow's decoders were seen to raise on broken files; anything else is a defect and should surface.
+# Clockwise turns and mirrors that undo each EXIF orientation (Exif 2.32, section 4.6.4 A, tag 0x0112).
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Where a PNG may hold an orientation; asking Pillow for one costs more than decoding a small image.
+PNG_METADATA = ("exif", "XML:com.adobe.xmp", "Raw profile type exif")
+# 16-bit gray to 8 bits, rounded: 65535 becomes 255.
+EIGHT_BITS = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
+# What Pillow raises on damaged files, its asserts included. Only its readers run where these are caught.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
-    IndexError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
-    OverflowError,
-    ZeroDivisionError,
+    AssertionError,
+    ArithmeticError,
     MemoryError,
     RuntimeError,
     struct.error,
     zlib.error,
 )
+# Pillow warns of odd metadata; the pixels decide here. Set once: catch_warnings is not safe between threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(ValueError):
@@ -83,28 +100,8 @@ def decode(data: bytes, spec: Preprocessing) -> Image.Image:
     """
     if not data:
         raise ImageError("empty", "the image is empty (0 bytes); send the bytes of an image file")
-    mode = "L" if spec.channels == 1 else "RGB"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels decide here
-            image = _open(data)
-            if image.format == "JPEG" and image.mode in ("L", "RGB"):
-                # Let libjpeg skip detail that the resize would throw away: 12 megapixels in a tenth of the time.
-                image.draft(image.mode, (spec.width * 4, spec.height * 4))
-            image.load()
-            if image.format != "PNG" or "exif" in image.info:
-                image = ImageOps.exif_transpose(image)
-            return _to_mode(image, mode)
-    except ImageError:
-        raise
-    except DECODE_ERRORS as error:
-        detail = str(error) or type(error).__name__
-        raise ImageError("broken", f"the image is truncated or damaged and cannot be decoded ({detail})") from error
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _load(data, spec)
     except Image.UnidentifiedImageError as error:
         start = data[:8].hex(" ")
         raise ImageError(
@@ -113,36 +110,78 @@ def _open(data: bytes) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"the image has more than {MAX_PIXELS} pixels; send a smaller one") from error
+    except ImageError:
+        raise
+    except DECODE_ERRORS as error:
+        detail = str(error) or type(error).__name__
+        raise ImageError("broken", f"the image is truncated or damaged and cannot be decoded ({detail})") from error
+    return _to_mode(_upright(image), "L" if spec.channels == 1 else "RGB")
+
+
+def _load(data: bytes, spec: Preprocessing) -> Image.Image:
+    """The first frame as Pillow reads it; raises what Pillow raises, and ImageError when it is too large."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(
             "too_large",
             f"the image has {width}x{height} = {width * height} pixels, the limit is {MAX_PIXELS}; send a smaller one",
         )
+    if len(image.tile) > MAX_STRIPS:
+        raise ImageError("too_large", f"the image is cut into {len(image.tile)} strips, the limit is {MAX_STRIPS}")
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+        # Let libjpeg skip detail that the resize would throw away: 12 megapixels in a tenth of the time.
+        side = 4 * max(spec.width, spec.height)
+        image.draft(image.mode, (side, side))
+    elif image.format == "PNG" and "transparency" in image.info:
+        image.info["transparency"] = _png_transparency(image)
+    image.load()
     return image
+
+
+def _png_transparency(image: Image.Image):
+    """The transparent colour at the depth of Pillow's pixels; a PNG gives it at the depth of the file."""
+    colour, depth = image.info["transparency"], image.tile[0].args if image.tile else image.mode
+    if depth in ("L;2", "L;4"):
+        return colour * (85 if depth == "L;2" else 17)
+    return tuple(value >> 8 for value in colour) if depth == "RGB;16B" else colour
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the image as its EXIF orientation says. Damaged metadata leaves it as it is: the pixels are good."""
+    if image.format == "PNG" and not any(key in image.info for key in PNG_METADATA):
+        return image
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except DECODE_ERRORS:
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in range(2, 9) else image
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert any Pillow mode to ``L`` or ``RGB``."""
     if image.mode == mode and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):
-        image = _from_integers(image)
-    elif image.mode == "F":
-        raise ImageError("unsupported", "the image holds floating-point pixels; save it with 8 or 16 bits a channel")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode in ("I", "F"):
+        raise ImageError("unsupported", "the image holds 32-bit pixels; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        image = _from_16_bits(image)
+    elif image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow knows no other way out of LAB
+    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba).convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
-def _from_integers(image: Image.Image) -> Image.Image:
-    """16-bit gray (Pillow modes ``I;16`` and ``I``) to ``L``; 65535 becomes 255."""
-    pixels = np.asarray(image).astype(np.int64)
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ImageError("unsupported", "the image holds 32-bit pixels; save it with 8 or 16 bits a channel")
-    return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray to ``L``; the one value that may be transparent becomes white."""
+    values = np.asarray(image)
+    pixels = EIGHT_BITS[values]
+    if "transparency" in image.info:
+        pixels[values == image.info["transparency"]] = 255
+    return Image.fromarray(pixels)
 
 
 def fit(image: Image.Image, spec: Preprocessing) -> np.ndarray:

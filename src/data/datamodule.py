@@ -1,6 +1,8 @@
 """The prepared dataset as Lightning wants it. Images stay in memory as uint8; batches are sliced, not collated."""
 
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import lightning as L
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.augmentation import BatchAugmentation
 
 SPLITS = ("train", "validation", "test")
+SPLITS_OF_STAGE = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
 
 
 class ArrayDataset(Dataset):
@@ -36,13 +39,16 @@ class ArrayDataset(Dataset):
 def load_split(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Read one split that prepare.py wrote: images uint8 (N, C, H, W), labels int64 (N,).
 
-    Raises FileNotFoundError naming the command that makes it.
+    Raises FileNotFoundError or, for a damaged file, ValueError; both name the command that makes it.
     """
     path = Path(folder) / f"{name}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
-    with np.load(path) as arrays:
-        return arrays["images"], arrays["labels"]
+    try:
+        with np.load(path) as arrays:
+            return arrays["images"], arrays["labels"]
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); make it again with: python src/data/prepare.py") from error
 
 
 def load_class_names(folder: str | Path) -> list[str]:
@@ -71,13 +77,14 @@ class ImageDataModule(L.LightningDataModule):
         self.datasets: dict[str, ArrayDataset] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        for name in SPLITS:
+        """Load what ``stage`` needs (None: everything), so that fitting never opens the test split."""
+        for name in SPLITS_OF_STAGE.get(stage, SPLITS):
             if name not in self.datasets:
                 images, labels = load_split(self.config.data.directory, name)
                 limit = self.config.data.limit if name == "train" else None
                 self.datasets[name] = ArrayDataset(images[:limit], labels[:limit])
-        batch, images = self.config.training.batch_size, len(self.datasets["train"])
-        if images < batch:
+        batch, images = self.config.training.batch_size, len(self.datasets.get("train", ()))
+        if "train" in self.datasets and images < batch:
             raise ValueError(
                 f"training.batch_size is {batch} but there are only {images} training images; use a smaller batch"
             )

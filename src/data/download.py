@@ -12,6 +12,9 @@ from urllib3.util import Retry
 
 CHUNK = 1 << 16
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
+RETRIES = Retry(
+    total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), respect_retry_after_header=False
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +44,11 @@ def fetch(name: str, checksum: str, target: Path, mirrors: list[str]) -> Path:
     for mirror in mirrors:
         source = f"{mirror.rstrip('/')}/{name}"
         try:
-            if source.startswith(("http://", "https://")):
-                _download(source, partial)
-            else:
-                shutil.copyfile(source, partial)
+            resumed = partial.is_file()
+            _bring(source, partial)
+            if resumed and md5(partial) != checksum:  # what lay there was not the beginning of this file
+                partial.unlink()
+                _bring(source, partial)
         except (requests.RequestException, OSError) as error:
             failures.append(f"  {source}: {error}")
             continue
@@ -56,28 +60,40 @@ def fetch(name: str, checksum: str, target: Path, mirrors: list[str]) -> Path:
         failures.append(f"  {source}: its MD5 is {found}, expected {checksum}")
         partial.unlink()
     raise DownloadError(
-        f"{name} could not be had from any mirror:\n" + "\n".join(failures)
+        f"{name} could not be had from any mirror:\n"
+        + "\n".join(failures)
         + "\nCheck the network, or name a local folder that holds it: DATA_MIRROR=/folder"
     )
 
 
+def _bring(source: str, partial: Path) -> None:
+    if source.startswith(("http://", "https://")):
+        _download(source, partial)
+    else:
+        shutil.copyfile(source, partial)
+
+
 def _download(url: str, partial: Path) -> None:
-    """Append what is missing of ``url`` to ``partial``, with a progress bar; a dropped connection is retried."""
+    """Append what is missing of ``url`` to ``partial``; a connection that drops is taken up again while bytes come."""
     with requests.Session() as session:
-        retry = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
-        session.mount("http://", HTTPAdapter(max_retries=retry))
-        session.mount("https://", HTTPAdapter(max_retries=retry))
-        for attempt in range(5):
+        session.mount("http://", HTTPAdapter(max_retries=RETRIES))
+        session.mount("https://", HTTPAdapter(max_retries=RETRIES))
+        while True:
+            before = _size(partial)
             try:
                 return _append(session, url, partial)
             except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-                if attempt == 4 or not partial.is_file():
+                if _size(partial) <= before:
                     raise
-                logger.warning("%s broke off (%s); going on from byte %d", url, error, partial.stat().st_size)
+                logger.warning("%s broke off (%s); going on from byte %d", url, error, _size(partial))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _append(session: requests.Session, url: str, partial: Path) -> None:
-    start = partial.stat().st_size if partial.is_file() else 0
+    start = _size(partial)
     headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"} if start else {"Accept-Encoding": "identity"}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == requests.codes.requested_range_not_satisfiable:

@@ -1,7 +1,9 @@
 """Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): its files, checksums, mirrors and format."""
 
 import gzip
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,6 @@ FILES = {
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
 MIRRORS = [
-    "https://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion",
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets",
@@ -53,13 +54,18 @@ def load_fashion_mnist(raw: Path, mirror: str | None) -> tuple[tuple, tuple, lis
 
 def read_idx(path: Path) -> np.ndarray:
     """Read a gzipped IDX file of unsigned bytes (format: yann.lecun.com/exdb/mnist). Raises ValueError."""
-    with gzip.open(path, "rb") as file:
-        data = file.read()
-    zero, kind, dimensions = struct.unpack(">HBB", data[:4])
-    if zero != 0 or kind != 0x08:
-        raise ValueError(f"{path} is no IDX file of unsigned bytes (it starts with {data[:4].hex(' ')})")
-    shape = struct.unpack(f">{dimensions}I", data[4 : 4 + 4 * dimensions])
-    pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    if pixels.size != np.prod(shape):
-        raise ValueError(f"{path} announces shape {shape} but holds {pixels.size} bytes")
-    return pixels.reshape(shape)
+    try:
+        with gzip.open(path, "rb") as file:
+            data = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no complete gzip file: {error}") from error
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is no IDX file of unsigned bytes (it starts with {data[:4].hex(' ')!r})")
+    header = 4 + 4 * data[3]  # the fourth byte is the number of dimensions
+    if len(data) < header:
+        raise ValueError(f"{path} ends within its header of {header} bytes")
+    shape = struct.unpack(f">{data[3]}I", data[4:header])
+    values = np.frombuffer(data, np.uint8, offset=header)
+    if values.size != math.prod(shape):
+        raise ValueError(f"{path} announces shape {shape} but holds {values.size} bytes")
+    return values.reshape(shape)

@@ -1,13 +1,14 @@
 """Fetch, verify and split a dataset: ``python src/data/prepare.py --config configs/config.yaml``.
 
-Writes train.npz, validation.npz and test.npz (``images`` uint8 (N, C, H, W), ``labels`` int64 (N,)) and class_names.json
-into ``data.directory``, and what is in them into metrics/data_info.yaml. The same inputs give the same files.
+Writes train.npz, validation.npz and test.npz (``images`` uint8 (N, C, H, W), ``labels`` int64 (N,)) and
+class_names.json into ``data.directory``, and what is in them into metrics/data_info.yaml. The same inputs give the same files.
 """
 
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import hashlib
 import json
@@ -39,8 +40,11 @@ def prepare(config) -> dict:
         folder / "raw", config.data.mirror
     )
     kept = ~stands_in(images, test_images)
-    logger.info("%d training images also stand in the test set (rows %s) and are dropped",
-                (~kept).sum(), ", ".join(map(str, np.flatnonzero(~kept))))
+    logger.info(
+        "%d training images also stand in the test set (rows %s) and are dropped",
+        (~kept).sum(),
+        ", ".join(map(str, np.flatnonzero(~kept))),
+    )
     images, labels = images[kept], labels[kept]
     train, validation = split(labels, config.data.validation_size, config.seed)
     splits = {

@@ -20,7 +20,8 @@ class BasicCNN(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(width, classes))
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, classes))
+        self.head = nn.Sequential(*head)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Float (N, channels, H, W) -> logits (N, classes)."""

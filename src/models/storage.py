@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,12 @@ class ModelConfig:
     git_commit: str = ""
 
     def __post_init__(self):
-        if len(self.class_names) < 2 or len(set(self.class_names)) != len(self.class_names):
-            raise ModelError(f"class_names must be at least two different names, not {self.class_names}")
-        if not self.temperature > 0:
-            raise ModelError(f"temperature is {self.temperature}; it must be above 0")
+        names = self.class_names
+        strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not strings or len(names) < 2 or len(set(names)) != len(names):
+            raise ModelError(f"class_names must be a list of at least two different names, not {names!r}")
+        if not 0 < self.temperature < math.inf:
+            raise ModelError(f"temperature is {self.temperature}; it must be above 0 and finite")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str) -> "ModelConfig":
@@ -66,7 +69,7 @@ class ModelConfig:
             raise ModelError(f"no model here: {path} does not exist; train one or run `git checkout {path.parent}`")
         try:
             return cls.from_dict(json.loads(path.read_text()), str(path))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is not valid JSON: {error}") from error
 
     def save(self, path: Path) -> None:
@@ -78,11 +81,9 @@ def build_classifier(config: ModelConfig) -> ImageClassifier:
     """An untrained classifier of ``config``'s shape; mean and std come with the state_dict."""
     channels = config.preprocessing.channels
     try:
-        network = build_network(
-            config.architecture, channels, len(config.class_names), **config.architecture_args
-        )
-    except ValueError as error:
-        raise ModelError(str(error)) from error
+        network = build_network(config.architecture, channels, len(config.class_names), **config.architecture_args)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{config.architecture} cannot be built from {config.architecture_args}: {error}") from error
     return ImageClassifier(network, [0.0] * channels, [1.0] * channels)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 from lightning.pytorch.loggers import MLFlowLogger
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from src.config import flatten, to_yaml
 
@@ -38,9 +40,9 @@ def dvc_data_hash(data_directory: str) -> str:
     return ""
 
 
-def open_run(config, run_id: str | None = None) -> MLFlowLogger:
+def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = None) -> MLFlowLogger:
     """Start a run, or go on with ``run_id``, in the experiment and store that the config names."""
-    tags = {"dvc_data_hash": dvc_data_hash(config.data.directory), "git_commit": git_commit()}
+    tags = {"dvc_data_hash": dvc_data_hash(config.data.directory), "git_commit": git_commit()} | (tags or {})
     run = MLFlowLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
     if run_id is None:
         run.log_hyperparams({key: str(value) for key, value in flatten(config).items()})
@@ -60,3 +62,23 @@ def log_results(run: MLFlowLogger, config, metrics: dict[str, float], paths: lis
             run.experiment.log_artifacts(run.run_id, str(path), artifact_path=path.name)
         elif path.is_file():
             run.experiment.log_artifact(run.run_id, str(path))
+
+
+def log_evaluation(config, metrics: dict, paths: list[Path]) -> None:
+    """Add an evaluation to the MLflow run that trained the model; say so when that run is not in this store."""
+    path = Path(config.paths.checkpoints) / "run_id"
+    if not path.is_file():
+        logger.info("no MLflow run to add to: the model was not trained in this folder")
+        return
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    run_id = path.read_text().strip()
+    try:
+        client.get_run(run_id)
+    except MlflowException:
+        logger.info("MLflow run %s is not in %s; the evaluation is not logged", run_id, config.tracking.uri)
+        return
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            client.log_metric(run_id, f"test_{name}", value)
+    for artifact in paths:
+        client.log_artifact(run_id, str(artifact), artifact_path="evaluation")

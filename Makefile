@@ -1,0 +1,68 @@
+# Verbs of this repository; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+# A local copy of the raw datasets is used when it lies beside the checkout.
+DATA_MIRROR ?= $(wildcard ../shared/data)
+ifneq ($(DATA_MIRROR),)
+export DATA_MIRROR := $(abspath $(DATA_MIRROR))
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help env data train evaluate sweep predict mlflow-ui serve stop test test-containers lint format docs clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+env: $(VENV)/.requirements  ## make the environment from requirements.txt
+
+$(VENV)/.requirements: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+data: env  ## download, verify and split the dataset
+	python src/data/prepare.py --config configs/config.yaml
+
+train: env  ## train the model of configs/config.yaml
+	python src/training/train.py --config configs/config.yaml
+
+evaluate: env  ## measure models/best_model on the test images
+	python src/training/evaluate.py --config configs/config.yaml --model-path models/best_model
+
+sweep: env  ## search learning rate, batch size, optimizer and dropout
+	python src/training/sweep.py --config configs/config.yaml
+
+predict: env  ## classify the folder INPUT into the CSV OUTPUT
+	python src/predict.py --input_path $(INPUT) --output_path $(OUTPUT)
+
+mlflow-ui: env  ## look at the experiments
+	mlflow ui
+
+serve:  ## serve models/best_model with TorchServe
+	./run_torchserve.sh
+
+stop:  ## stop that server
+	./run_torchserve.sh --stop
+
+test: env  ## run every test
+	python -m pytest tests/ -v
+
+test-containers:  ## build and run both images with buildah (no Docker engine needed)
+	scripts/test_containers.sh
+
+lint: env  ## check style, imports, shell scripts
+	ruff check .
+	ruff format --check .
+	shellcheck *.sh scripts/*.sh .ci/run
+
+format: env  ## rewrite the code in the one style
+	ruff check --fix .
+	ruff format .
+
+docs: env  ## write docs/api.md from a running server's answers
+	python scripts/write_api_docs.py
+
+clean:  ## remove the environments and what runs left
+	rm -rf $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/model-store

@@ -1,0 +1,70 @@
+"""What a client may send, taken apart: JSON with base64, multipart or raw bytes -> image bytes."""
+
+import binascii
+import re
+
+import orjson
+
+from src.preprocessing import ImageError
+
+MAX_IMAGES = 64  # in one request
+DATA_URI = re.compile(rb"data:[\w.+/-]*(;[\w.+=/-]*)*,")
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
+WHITESPACE = b" \t\r\n"
+
+
+def parse_body(body: bytes) -> tuple[list[bytes], bool]:
+    """Split one body into ``(images, several)``; ``several`` says that a list of answers is expected.
+
+    A body that begins with ``{`` or ``[`` is JSON (no image format does): ``{"image": BASE64}`` or
+    ``{"images": [BASE64, ...]}``. Anything else is taken as the bytes of one image. Raises ImageError.
+    """
+    start = body[:64].lstrip(WHITESPACE)[:1]
+    if start in (b"{", b"["):
+        return parse_json(body)
+    return [bytes(body)], False
+
+
+def parse_json(body: bytes) -> tuple[list[bytes], bool]:
+    """The JSON forms of ``parse_body``."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ImageError("bad_json", f"the body is not valid JSON: {error}") from error
+    if not isinstance(content, dict) or not content.keys() & {"image", "images"}:
+        found = f"the keys {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else "a list"
+        raise ImageError(
+            "no_image", f'the JSON has {found}; send {{"image": "<base64>"}} or {{"images": ["<base64>", ...]}}'
+        )
+    if "image" in content and "images" in content:
+        raise ImageError("bad_json", 'the JSON has both "image" and "images"; send one of them')
+    if "image" in content:
+        return [decode_base64(content["image"], "image")], False
+    images = content["images"]
+    if not isinstance(images, list) or not images:
+        raise ImageError("no_image", '"images" must be a list of at least one base64 string')
+    if len(images) > MAX_IMAGES:
+        raise ImageError("too_many", f'"images" holds {len(images)} images, the limit is {MAX_IMAGES} a request')
+    return [decode_base64(value, f"images[{index}]") for index, value in enumerate(images)], True
+
+
+def decode_base64(text: object, name: str) -> bytes:
+    """Standard or URL-safe base64, with or without padding, line breaks and a data-URI prefix. Raises ImageError."""
+    if not isinstance(text, str):
+        raise ImageError("bad_base64", f'"{name}" is {type(text).__name__}, not a base64 string')
+    try:
+        data = text.encode("ascii")
+    except UnicodeEncodeError as error:
+        raise ImageError("bad_base64", f'"{name}" is not base64: it holds {text[error.start]!r}') from error
+    prefix = DATA_URI.match(data[:256])
+    if prefix:
+        if not prefix.group().endswith(b";base64,"):
+            raise ImageError("bad_base64", f'"{name}" is a data URI without ";base64"; encode the image as base64')
+        data = data[prefix.end() :]
+    data = data.translate(URL_SAFE, WHITESPACE).rstrip(b"=")
+    if not data:
+        raise ImageError("empty", f'"{name}" is empty; send the base64 of an image file')
+    try:
+        return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
+    except binascii.Error as error:
+        raise ImageError("bad_base64", f'"{name}" is not base64: {error}') from error

@@ -1,0 +1,1 @@
+"""Clients of a running server, and other servers over the same Predictor."""

@@ -1,0 +1,158 @@
+"""Measure a trained model on the test images: ``python src/training/evaluate.py --model-path models/best_model``.
+
+Writes metrics/test_metrics.json, metrics/confusion_matrix.json, plots/confusion_matrix.png and plots/confusion.csv.
+With ``--enforce`` it exits 1 when a target of the config's section ``evaluation`` is missed.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import json
+import logging
+import time
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from tqdm import tqdm
+
+from src.config import config_parser, parse_config
+from src.data.datamodule import load_class_names, load_split
+from src.inference import Predictor
+from src.models import ModelError
+from src.training.calibration import expected_calibration_error
+from src.training.plots import plot_confusion, save_confusion_pairs
+from src.training.tracking import log_evaluation
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config, model_path: str) -> dict:
+    """Measure ``model_path`` on the test split and write the files named above; return the metrics.
+
+    Raises ModelError when the model cannot be loaded, ValueError when its classes are not the data's.
+    """
+    predictor = Predictor.load(model_path)
+    class_names = load_class_names(config.data.directory)
+    if predictor.config.class_names != class_names:
+        raise ValueError(f"{model_path} knows the classes {predictor.config.class_names}, the data has {class_names}")
+    images, labels = load_split(config.data.directory, "test")
+    probabilities = predict_in_batches(predictor, images, config.evaluation.batch_size)
+    metrics = classification_metrics(probabilities, labels, class_names)
+    metrics["latency_ms_per_image"] = latency_ms(predictor, images)
+    metrics["model_size_mb"] = round((Path(model_path) / "model.safetensors").stat().st_size / 1e6, 3)
+    metrics["parameters"] = sum(parameter.numel() for parameter in predictor.model.parameters())
+    metrics["targets_missed"] = missed_targets(metrics, config.evaluation.targets)
+
+    predicted = probabilities.argmax(1)
+    matrix = confusion_matrix(labels, predicted, labels=range(len(class_names)))
+    folder, plots = Path(config.paths.metrics), Path(config.paths.plots)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "test_metrics.json", metrics)
+    write_json(folder / "confusion_matrix.json", {"class_names": class_names, "rows_true": matrix.tolist()})
+    plot_confusion(matrix, class_names, plots / "confusion_matrix.png")
+    save_confusion_pairs(labels, predicted, class_names, plots / "confusion.csv")
+    log_evaluation(config, metrics, [folder / "test_metrics.json", plots / "confusion_matrix.png"])
+    return metrics
+
+
+def predict_in_batches(predictor: Predictor, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """uint8 (N, C, H, W) -> probabilities float32 (N, classes), with a progress bar."""
+    starts = tqdm(range(0, len(images), batch_size), desc="test images", unit="batch", disable=None)
+    return np.concatenate([predictor.probabilities(images[start : start + batch_size]) for start in starts])
+
+
+def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict:
+    """Accuracy, top-3, macro and per-class precision, recall and F1, and ECE; every value between 0 and 1.
+
+    probabilities: float (N, classes); labels: int (N,).
+    """
+    classes = range(len(class_names))
+    predicted = probabilities.argmax(1)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0
+    )
+    metrics = {
+        "accuracy": (predicted == labels).mean(),
+        "top_3_accuracy": top_k_accuracy_score(labels, probabilities, k=min(3, len(class_names)), labels=classes)
+        if len(class_names) > 2 else 1.0,
+        "macro_precision": precision.mean(),
+        "macro_recall": recall.mean(),
+        "macro_f1": f1.mean(),
+        "expected_calibration_error": expected_calibration_error(probabilities, labels),
+    }
+    per_class = {
+        name: {
+            "precision": round(float(precision[i]), 6),
+            "recall": round(float(recall[i]), 6),
+            "f1": round(float(f1[i]), 6),
+            "images": int(support[i]),
+        }
+        for i, name in enumerate(class_names)
+    }
+    return {name: round(float(value), 6) for name, value in metrics.items()} | {"per_class": per_class}
+
+
+def latency_ms(predictor: Predictor, images: np.ndarray, count: int = 200) -> float:
+    """Median milliseconds from pixels to probabilities for one image at a time."""
+    times = []
+    for index in range(count):
+        start = time.perf_counter()
+        predictor.probabilities(images[index % len(images)][None])
+        times.append(time.perf_counter() - start)
+    return round(float(np.median(times)) * 1e3, 3)
+
+
+def missed_targets(metrics: dict, targets) -> list[str]:
+    """The targets of the config that ``metrics`` does not reach, each as a sentence."""
+    missed = []
+    for name in ("accuracy", "macro_f1"):
+        if name in targets and metrics[name] < targets[name]:
+            missed.append(f"{name} is {metrics[name]:.4f}, the target is {targets[name]}")
+    for name in ("precision", "recall"):
+        target = targets.get(f"{name}_per_class", 0)
+        missed += [
+            f"{name} of {label} is {values[name]:.4f}, the target is {target}"
+            for label, values in metrics["per_class"].items()
+            if values[name] < target
+        ]
+    return missed
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write indented JSON with a final newline."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def report(metrics: dict) -> str:
+    """The metrics as a table for people."""
+    lines = [f"{'class':<24}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>8}"]
+    for name, values in metrics["per_class"].items():
+        lines.append(f"{name:<24}{values['precision']:>10.4f}{values['recall']:>10.4f}{values['f1']:>10.4f}"
+                     f"{values['images']:>8}")
+    lines += [f"{name:<28}{value}" for name, value in metrics.items() if isinstance(value, int | float)]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = config_parser(__doc__.splitlines()[0])
+    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--enforce", action="store_true", help="exit 1 when a target is missed")
+    arguments, config = parse_config(parser, argv)
+    try:
+        metrics = evaluate(config, arguments.model_path)
+    except (ModelError, FileNotFoundError, ValueError) as error:
+        logger.error("error: %s", error)
+        return 2
+    logger.info("%s", report(metrics))
+    for sentence in metrics["targets_missed"]:
+        logger.warning("TARGET MISSED: %s", sentence)
+    if not metrics["targets_missed"]:
+        logger.info("every target is met")
+    return 1 if arguments.enforce and metrics["targets_missed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Fit a classifier: what training and each trial of a sweep have in common. The test split stays closed."""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import MLFlowLogger
+
+from src.config import to_dict
+from src.data.datamodule import ImageDataModule, load_class_names, load_data_info
+from src.models import ImageClassifier, build_network
+from src.training.module import ClassifierModule
+from src.training.tracking import open_run
+
+logger = logging.getLogger(__name__)
+
+
+class History(Callback):
+    """The metrics of every finished epoch; kept in the checkpoint, so that a resumed run has them all."""
+
+    def __init__(self):
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        row = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]} | row
+        self.epochs.append(row)
+        logger.info("epoch %s", "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+
+    def state_dict(self) -> dict:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epochs = state["epochs"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished training; its checkpoints are on disk until the folder ``paths.checkpoints`` goes."""
+
+    module: ClassifierModule
+    data: ImageDataModule
+    trainer: L.Trainer
+    run: MLFlowLogger
+    history: list[dict[str, float]]
+    checkpoints: ModelCheckpoint
+
+    @property
+    def score(self) -> float:
+        """The best value of ``training.monitor``, a validation metric."""
+        return float(self.checkpoints.best_model_score)
+
+
+def fit(config, tags: dict[str, str] | None = None) -> Fitted:
+    """Train on the training split and score every epoch on validation; ``tags`` are added to the MLflow run.
+
+    Writes to ``paths.checkpoints`` only, and never reads the test split.
+    Raises FileNotFoundError when the data is not prepared, ValueError for a value that cannot be used,
+    KeyboardInterrupt on Ctrl-C.
+    """
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    class_names, info = load_class_names(config.data.directory), load_data_info(config.paths.metrics)
+    network = build_network(
+        config.model.architecture, config.preprocessing.channels, len(class_names), **to_dict(config)["model"]["args"]
+    )
+    model = ImageClassifier(network, info["mean"], info["std"]).to(memory_format=torch.channels_last)
+    module = ClassifierModule(model, config.training, len(class_names), config.seed)
+    if config.training.compile:
+        model.network.compile()
+    data = ImageDataModule(config)
+    checkpoints, last = _checkpoints(config)
+    run = open_run(config, _run_id(checkpoints.dirpath) if last else None, tags)
+    Path(checkpoints.dirpath, "run_id").write_text(run.run_id)
+    history = History()
+    trainer = build_trainer(config, [history, checkpoints, *_optional_callbacks(config)], run)
+    try:
+        trainer.fit(module, data, ckpt_path=last, weights_only=False)
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from stop
+    if not history.epochs:
+        raise ValueError(f"nothing to do: the run in {checkpoints.dirpath} has had its {config.training.epochs} epochs")
+    return Fitted(module, data, trainer, run, history.epochs, checkpoints)
+
+
+def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
+    """Lightning's Trainer from the config section ``training``."""
+    training = config.training
+    return L.Trainer(
+        max_epochs=training.epochs,
+        accelerator=training.accelerator,
+        devices=training.devices,
+        num_nodes=training.nodes,
+        strategy=training.strategy,
+        precision=choose_precision(training.precision),
+        deterministic=training.deterministic,
+        callbacks=callbacks,
+        logger=run,
+        log_every_n_steps=50,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def choose_precision(name: str) -> str:
+    """``auto`` becomes mixed precision on an accelerator and float32 on a CPU; anything else stays."""
+    if name != "auto":
+        return name
+    if not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+
+
+def monitor_mode(monitor: str) -> str:
+    """Whether the best value of a metric is its ``min`` or its ``max``."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+def _checkpoints(config) -> tuple[ModelCheckpoint, str | None]:
+    """The checkpoint callback, and the checkpoint to resume from (None for a new run, which starts clean)."""
+    folder = Path(config.paths.checkpoints)
+    last = folder / "last.ckpt"
+    if config.training.resume and not last.is_file():
+        raise FileNotFoundError(f"training.resume=true, but {last} does not exist; start without it")
+    if not config.training.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    monitor = config.training.monitor
+    callback = ModelCheckpoint(folder, filename="best", monitor=monitor, mode=monitor_mode(monitor), save_last=True,
+                               enable_version_counter=False)
+    return callback, str(last) if config.training.resume else None
+
+
+def _run_id(folder: str) -> str | None:
+    path = Path(folder) / "run_id"
+    return path.read_text().strip() if path.is_file() else None
+
+
+def _optional_callbacks(config) -> list[Callback]:
+    training = config.training
+    callbacks: list[Callback] = []
+    if training.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
+    if training.early_stopping_patience is not None:
+        mode = monitor_mode(training.monitor)
+        callbacks.append(EarlyStopping(training.monitor, patience=training.early_stopping_patience, mode=mode))
+    return callbacks
