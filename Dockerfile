@@ -13,8 +13,9 @@ RUN grep -v '^torch==' /pins/constraints.txt >/pins/others.txt \
     && /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         --constraint /pins/serving.txt --constraint /pins/others.txt \
         torch numpy pillow safetensors orjson "$(grep '^tqdm==' /pins/requirements.txt)" \
-    # C++ headers and torch's own tests: 145 MB that prediction never reads.
-    && rm -rf /opt/venv/lib/python3*/site-packages/torch/include /opt/venv/lib/python3*/site-packages/torch/test \
+    # C++ headers, torch's own tests and build tools: 195 MB that prediction never reads.
+    && (cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test \
+        && find bin -mindepth 1 ! -name torch_shm_manager -delete) \
     && /opt/venv/bin/pip uninstall --yes pip
 WORKDIR /app
 COPY src/__init__.py src/preprocessing.py src/predict.py src/

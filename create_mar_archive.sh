@@ -45,8 +45,9 @@ if [[ -f dvc.lock ]]; then
     # What the model was made from; the stages after it would put this archive's own hash into itself.
     "$python" - "$work/extra/dvc.lock" <<'PY'
 import sys, yaml
-lock = yaml.safe_load(open("dvc.lock"))
-lock["stages"] = {name: stage for name, stage in lock["stages"].items() if name not in ("export", "archive")}
+lock = yaml.safe_load(open("dvc.lock")) or {}
+stages = lock.get("stages") or {}
+lock["stages"] = {name: stage for name, stage in stages.items() if name not in ("export", "archive")}
 yaml.safe_dump(lock, open(sys.argv[1], "w"), sort_keys=False)
 PY
 fi

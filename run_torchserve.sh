@@ -12,7 +12,7 @@ model is ready, sends torchserve/sample_input.json and prints the answer. Run ag
 
   --native    run TorchServe on this machine (default when no Docker engine answers)
   --docker    run it in the image mymodel-serve:v1 (default when an engine answers)
-  --secure    ask for a token on every request; the keys are printed at the end
+  --secure    ask for a token on every request; torchserve/.run/key_file.json holds the keys
   --ports     other ports than 8080,8081,8082
   --stop      stop the server that this script started
 TEXT
@@ -23,7 +23,7 @@ while (($#)); do
     case $1 in
         --native | --docker) mode=${1#--}; shift ;;
         --secure) secure=yes; shift ;;
-        --ports) ports=${2:?--ports needs three numbers, for example 9080,9081,9082}; shift 2 ;;
+        --ports) ports=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
         --stop) stop=yes; shift ;;
         -h | --help) usage; exit ;;
         *) echo "error: unknown argument $1; see ./run_torchserve.sh --help" >&2; exit 2 ;;
@@ -33,18 +33,32 @@ done
 say() { printf '==> %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-[[ $ports =~ ^[0-9]+,[0-9]+,[0-9]+$ ]] || fail "--ports is $ports; give three numbers, for example 9080,9081,9082"
 IFS=, read -r inference management metrics <<<"$ports"
+for port in "$inference" "$management" "$metrics"; do
+    [[ $ports =~ ^[^,]+,[^,]+,[^,]+$ && $port =~ ^[1-9][0-9]{0,4}$ && $port -le 65535 ]] \
+        || fail "--ports is '$ports'; give three numbers from 1 to 65535, for example 9080,9081,9082"
+done
+[[ $inference != "$management" && $inference != "$metrics" && $management != "$metrics" ]] \
+    || fail "--ports is $ports; the three must be different, for example 9080,9081,9082"
 model=fashion_mnist image=mymodel-serve:v1 container=torchserve-fashion-mnist
 venv=torchserve/.venv python=torchserve/.venv/bin/python
 run=$PWD/torchserve/.run
 pid_file=$run/tmp/.model_server.pid
 archive=torchserve/model-store/$model.mar
+torch_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 
 running_pid() {  # prints the PID of the server that this script started, if it is alive
     [[ -f $pid_file ]] || return 1
     local pid; pid=$(<"$pid_file")
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q org.pytorch.serve.ModelServer && echo "$pid"
+    # The config's path tells it from another checkout's server that got the number of one of ours.
+    [[ -r /proc/$pid/cmdline ]] && grep -qzxF "$run/config.properties" "/proc/$pid/cmdline" && echo "$pid"
+}
+
+engine_answers() { command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; }
+
+is_running() {  # sets pid in native mode
+    pid=
+    if [[ $mode == native ]]; then pid=$(running_pid); else [[ $(docker inspect -f '{{.State.Running}}' "$container" 2>/dev/null) == true ]]; fi
 }
 
 stop_server() {
@@ -52,16 +66,19 @@ stop_server() {
     if pid=$(running_pid); then
         say "Stopping TorchServe (process $pid)"
         kill "$pid"
-        for _ in $(seq 100); do [[ -d /proc/$pid ]] || break; sleep 0.2; done
-        [[ ! -d /proc/$pid ]] || { say "It did not end in 20 s; ending it"; kill -9 "$pid"; }
+        for _ in $(seq 100); do running_pid >/dev/null || break; sleep 0.2; done
+        if running_pid >/dev/null; then say "It did not end in 20 s; ending it"; kill -9 "$pid"; fi
     fi
-    rm -f "$pid_file" "$run/running"
-    if command -v docker >/dev/null && docker rm -f "$container" >/dev/null 2>&1; then say "Removed container $container"; fi
+    if [[ -f $run/running && $(<"$run/running") == docker* ]]; then
+        say "Removing container $container"
+        docker rm -f "$container" >/dev/null
+    fi
+    rm -rf "$run/running" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
 }
 
 make_environment() {
     local wanted; wanted=$(sha256sum torchserve/requirements.txt)
-    if [[ -f $venv/.requirements ]] && [[ $(<"$venv/.requirements") == "$wanted" ]]; then
+    if [[ -f $venv/.requirements && $(<"$venv/.requirements") == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
         say "Environment $venv is there"
         return
     fi
@@ -71,29 +88,40 @@ make_environment() {
     "$base" -c 'import ensurepip' 2>/dev/null || fail "$base has no venv module; on Debian: apt-get install python3-venv"
     "$base" -m venv --clear "$venv"
     local index=()
-    # PyTorch's own index has the small CPU build; elsewhere the default one is large but works as well.
-    if [[ -n ${TORCH_INDEX:-} ]]; then index=(--extra-index-url "$TORCH_INDEX"); fi
+    # PyTorch's own index has the CPU build, a tenth of the size; without it, or with a GPU, the default one serves.
+    if ! command -v nvidia-smi >/dev/null && reachable "$torch_index"; then index=(--extra-index-url "$torch_index"); fi
     "$python" -m pip install --quiet --disable-pip-version-check --progress-bar on "${index[@]}" \
         -r torchserve/requirements.txt || fail "pip could not install torchserve/requirements.txt; see its message above"
     echo "$wanted" >"$venv/.requirements"
 }
 
+reachable() {
+    "$python" - "$1" <<'PY'
+import sys, urllib.request
+try:
+    urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=3).close()
+except OSError:
+    sys.exit(1)
+PY
+}
+
 java_major() { "$1/bin/java" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
 
 choose_java() {  # sets JAVA_HOME to a Java 17 or newer
+    local command home found
     if [[ -n ${JAVA_HOME:-} ]]; then
         [[ -x $JAVA_HOME/bin/java ]] || fail "JAVA_HOME is $JAVA_HOME, where there is no bin/java; correct or unset it"
-        local found; found=$(java_major "$JAVA_HOME")
+        found=$(java_major "$JAVA_HOME")
         ((${found:-0} >= 17)) || fail "JAVA_HOME is $JAVA_HOME, which is Java ${found:-unknown}; TorchServe needs 17: unset JAVA_HOME to use the one from PyPI"
         say "Java $found from JAVA_HOME"
         return
     fi
-    local command home
     if command=$(command -v java); then
         home=$(dirname "$(dirname "$(readlink -f "$command")")")
-        if [[ -x $home/bin/java ]] && (($(java_major "$home") >= 17)); then
+        found=$(java_major "$home")
+        if ((${found:-0} >= 17)); then
             JAVA_HOME=$home
-            say "Java $(java_major "$home") from $command"
+            say "Java $found from $command"
         fi
     fi
     if [[ -z ${JAVA_HOME:-} ]]; then
@@ -105,47 +133,54 @@ choose_java() {  # sets JAVA_HOME to a Java 17 or newer
 
 build_archive() {
     [[ -f models/best_model/config.json ]] || fail "models/best_model is missing; restore it with \`git checkout models/best_model\` or train one"
-    if [[ torchserve/model.pt -nt models/best_model/model.safetensors && torchserve/model_config.json -nt models/best_model/config.json ]]; then
+    if [[ -f $run/exported && $(<"$run/exported") == "$(export_state)" ]]; then
         say "Export of models/best_model is up to date"
     else
         say "Exporting models/best_model"
         "$python" export_model_for_torchserve.py
+        mkdir -p "$run"
+        export_state >"$run/exported"
     fi
     say "Building and verifying the archive"
     PYTHON=$python ./create_mar_archive.sh
-    "$python" src/export/archive.py verify "$archive"
+    # Its content was checked when it was sealed; these must still be the same bytes.
+    (cd "${archive%/*}" && sha256sum --quiet --check "${archive##*/}.sha256") \
+        || fail "$archive was changed after it was built; delete ${archive%/*} and run this again"
+}
+
+export_state() {  # a hash of what the export reads and writes
+    cat models/best_model/* export_model_for_torchserve.py src/inference/archive.py torchserve/model.pt \
+        torchserve/model_config.json 2>/dev/null | sha256sum
 }
 
 check_ports() {
-    local port
-    for port in "$inference" "$management" "$metrics"; do
-        "$python" - "$port" <<'PY' || fail "port $port is taken by another program; stop it, or choose others: --ports 9080,9081,9082"
+    "$python" - "$inference" "$management" "$metrics" <<'PY' || fail "stop the program on that port, or choose others: --ports 9080,9081,9082"
 import socket, sys
-with socket.socket() as probe:
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind(("127.0.0.1", int(sys.argv[1])))
-    except OSError:
-        sys.exit(1)
+for port in sys.argv[1:]:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except OSError as error:
+            sys.exit(f"error: port {port} is taken or not allowed ({error.strerror})")
 PY
-    done
 }
 
 start_native() {
     check_ports
     say "Starting TorchServe"
-    rm -rf "$run/tmp"
-    mkdir -p "$run/tmp" "$run/logs"
-    # gRPC has ports too; they follow the metrics port unless the documented ones are used.
-    local grpc_inference=7070 grpc_management=7071
-    if [[ $ports != 8080,8081,8082 ]]; then grpc_inference=0 grpc_management=0; fi
+    mkdir -p "$run/logs"
+    rm -f "$run/logs"/*
+    # A worker's socket lies in the temporary folder, and a socket's path must stay below 108 bytes.
+    if ((${#run} < 80)); then mkdir -p "$run/tmp"; else ln -s "$(mktemp -d)" "$run/tmp"; fi
+    local tmp; tmp=$(readlink -f "$run/tmp")
     sed -e "s#^inference_address=.*#inference_address=http://127.0.0.1:$inference#" \
         -e "s#^management_address=.*#management_address=http://127.0.0.1:$management#" \
         -e "s#^metrics_address=.*#metrics_address=http://127.0.0.1:$metrics#" \
         torchserve/config.properties >"$run/config.properties"
     {
-        echo "grpc_inference_port=$grpc_inference"
-        echo "grpc_management_port=$grpc_management"
+        # gRPC listens too and is not used: on any free ports, so that servers do not meet on 7070 and 7071.
+        printf '%s\n' grpc_inference_port=0 grpc_management_port=0
         echo "metrics_config=$PWD/torchserve/metrics.yaml"
     } >>"$run/config.properties"
     local root=$PWD options=(--disable-token-auth)
@@ -153,24 +188,48 @@ start_native() {
     # In a folder of its own, because TorchServe reads and writes files in the current one.
     (
         cd "$run"
-        env -u PYTHONPATH TMPDIR="$run/tmp" TEMP="$run/tmp" LOG_LOCATION="$run/logs" METRICS_LOCATION="$run/logs" \
+        umask 077  # the keys of --secure are written here
+        env -u PYTHONPATH -u TS_CONFIG_FILE TMPDIR="$tmp" TEMP="$tmp" LOG_LOCATION="$run/logs" METRICS_LOCATION="$run/logs" \
             setsid "$root/$python" -c 'from ts.model_server import start; start()' --start --ncs "${options[@]}" \
             --ts-config "$run/config.properties" --log-config "$root/torchserve/log4j2.xml" \
             --model-store "$root/torchserve/model-store" --models "$model=$model.mar" >"$run/logs/console.log" 2>&1 </dev/null
-    )
+    ) || { cat "$run/logs/console.log" >&2; fail "TorchServe did not start; its message is above"; }
 }
 
 start_docker() {
-    command -v docker >/dev/null && docker info >/dev/null 2>&1 || fail "--docker: no Docker engine answers; start it, or use --native"
     say "Building the image $image"
     docker build --quiet --tag "$image" torchserve
     say "Starting the container $container"
+    local arguments=()
+    if [[ $secure == yes ]]; then arguments=(--models "$model=$model.mar"); fi  # the image's own add --disable-token-auth
     docker run --detach --name "$container" --read-only --tmpfs /tmp --tmpfs /home/model-server \
         --publish "127.0.0.1:$inference:8080" --publish "127.0.0.1:$management:8081" \
-        --publish "127.0.0.1:$metrics:8082" "$image" >/dev/null
+        --publish "127.0.0.1:$metrics:8082" "$image" "${arguments[@]}" >/dev/null
 }
 
-key() { "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]]["key"])' "$run/key_file.json" "$1"; }
+fetch_keys() {  # waits until TorchServe has written them
+    for _ in $(seq 150); do
+        if [[ $mode == docker ]]; then
+            (umask 077; docker exec "$container" cat key_file.json >"$run/key_file.json" 2>/dev/null) || true
+        fi
+        if [[ -s $run/key_file.json ]]; then return; fi
+        sleep 0.2
+    done
+    fail "TorchServe wrote no $run/key_file.json; see $run/logs"
+}
+
+key() {  # prints the key for inference or management, a new one if it has expired (TorchServe's last an hour)
+    "$python" - "$run/key_file.json" "$1" "http://127.0.0.1:$management" <<'PY'
+import datetime, json, sys, urllib.request
+path, kind, management = sys.argv[1:]
+keys = json.load(open(path))
+if datetime.datetime.fromisoformat(keys[kind]["expiration time"]) < datetime.datetime.now(datetime.UTC):
+    headers = {"Authorization": f"Bearer {keys['API']['key']}"}
+    urllib.request.urlopen(urllib.request.Request(f"{management}/token?type={kind}", headers=headers), timeout=10).close()
+    keys = json.load(open(path))
+print(keys[kind]["key"])
+PY
+}
 
 if [[ $stop == yes ]]; then
     stop_server
@@ -178,46 +237,44 @@ if [[ $stop == yes ]]; then
     exit
 fi
 if [[ $mode == auto ]]; then
-    mode=native
-    if command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then mode=docker; fi
+    if engine_answers; then mode=docker; else mode=native; fi
+elif [[ $mode == docker ]]; then
+    engine_answers || fail "--docker: no Docker engine answers; start it, or use --native"
 fi
 make_environment
+if [[ $mode == native ]]; then choose_java; fi
 build_archive
-state="$mode $secure $ports $(cut -d' ' -f1 "$archive.sha256") $(cat torchserve/config.properties torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)"
-pid=
-if [[ -f $run/running && $(<"$run/running") == "$state" ]] && { [[ $mode == docker ]] || pid=$(running_pid); }; then
+settings=$(cat torchserve/config.properties torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)
+state="$mode $secure $ports $(<"$archive.sha256") $settings"
+if [[ -f $run/running && $(<"$run/running") == "$state" ]] && is_running; then
     say "TorchServe is running with this archive${pid:+ (process $pid)}"
 else
-    if [[ -f $run/running ]]; then
-        say "The server that runs is another one than asked for"
-        stop_server
-    fi
-    if [[ $mode == native ]]; then choose_java; fi
-    "start_$mode"
+    if running_pid >/dev/null; then say "The server that runs is another one than asked for"; fi
+    stop_server
     echo "$state" >"$run/running"
+    "start_$mode"
 fi
 
 say "Waiting until the model is ready"
-watch=() token=()
+watch=()
 if [[ $mode == native ]]; then
     pid=$(<"$pid_file")
     watch=(--process "$pid")
-    if [[ $secure == yes ]]; then
-        for _ in $(seq 150); do [[ -s $run/key_file.json ]] && break; sleep 0.2; done
-        chmod 600 "$run/key_file.json"
-        token=(--token "$(key management)")
-    fi
+fi
+if [[ $secure == yes ]]; then
+    fetch_keys
+    TORCHSERVE_TOKEN=$(key management)
+    export TORCHSERVE_TOKEN
 fi
 "$python" -m src.serving.operate ready --management "http://127.0.0.1:$management" --model "$model" --timeout 120 \
-    "${watch[@]}" "${token[@]}" || {
-    tail -n 30 "$run/logs/torchserve.log" "$run/logs/console.log" >&2 2>/dev/null || true
+    "${watch[@]}" || {
+    tail -n 40 "$run/logs"/*.log >&2 2>/dev/null || docker logs --tail 40 "$container" >&2 2>/dev/null || true
     stop_server
     fail "the model did not become ready; the log above is from $run/logs"
 }
-if [[ $secure == yes ]]; then token=(--token "$(key inference)"); fi
+if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference); fi
 say "Sending torchserve/sample_input.json"
-"$python" -m src.serving.operate send torchserve/sample_input.json --inference "http://127.0.0.1:$inference" \
-    --model "$model" "${token[@]}"
+"$python" -m src.serving.operate send torchserve/sample_input.json --inference "http://127.0.0.1:$inference" --model "$model"
 cat <<TEXT
 
 Inference   http://127.0.0.1:$inference/predictions/$model
@@ -227,5 +284,5 @@ Try it:     curl -X POST http://127.0.0.1:$inference/predictions/$model -F "data
 Stop it:    ./run_torchserve.sh --stop
 TEXT
 if [[ $secure == yes ]]; then
-    echo "Tokens:     $run/key_file.json; send them as -H \"Authorization: Bearer KEY\""
+    echo "Tokens:     $run/key_file.json; send them as -H \"Authorization: Bearer KEY\"; run this again when they expire"
 fi

@@ -1,21 +1,23 @@
 """Classify a folder of images into a CSV: ``python src/predict.py --input_path DIR --output_path OUT.csv``.
 
 Columns: filename, predicted_class, predicted_label, confidence and prob_<class_name> for each class. An image that
-cannot be read becomes a row of OUT.csv.errors.csv instead, and the exit status is 1.
+cannot be read becomes a row of OUT.csv.errors.csv instead, and the exit status is 1. Links to folders are not followed.
 """
 
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import csv
 import os
-from collections.abc import Iterator
+import stat
 from contextlib import contextmanager
-from itertools import islice
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from src.inference import Predictor
@@ -23,79 +25,129 @@ from src.models import ModelError
 from src.preprocessing import ImageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+MAX_BYTES = 256_000_000  # of a file; uncompressed, 20 million pixels of four 16-bit channels are 160 MB
 
 
 def list_images(folder: Path) -> list[str]:
     """Paths below ``folder``, relative to it and sorted, of the files with an image's extension.
 
-    Raises FileNotFoundError when there is no such folder or no image in it.
+    Raises FileNotFoundError when there is no such folder or no image in it, OSError when one cannot be listed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--input_path {folder} is not a folder")
-    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS]
+    found = []
+    for parent, _, names in os.walk(folder, onerror=_raise):
+        found += [
+            (Path(parent) / name).relative_to(folder).as_posix()
+            for name in names
+            if os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
     if not found:
         raise FileNotFoundError(f"no image in {folder}; the extensions known are {', '.join(sorted(EXTENSIONS))}")
     return sorted(found)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def predict_folder(predictor: Predictor, folder: Path, output: Path, batch_size: int) -> tuple[int, int]:
     """Write the CSV and, if images failed, ``<output>.errors.csv``; return how many (succeeded, failed).
 
-    One batch of images is in memory at a time. Both files appear whole or not at all.
+    One file and one batch of pixels are in memory at a time, and every file's name. Both CSVs appear whole or not
+    at all. Raises OSError when a folder cannot be read or a CSV not written.
     """
+    if output.suffix.lower() in EXTENSIONS or (output.exists() and not output.is_file()):
+        raise FileExistsError(f"--output_path {output} is no place for a CSV; name a file such as predictions.csv")
     names = list_images(folder)
     classes = predictor.config.class_names
     errors_path = output.with_name(output.name + ".errors.csv")
-    failures = []
-    with atomic_writer(output) as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "predicted_class", "predicted_label", "confidence", *(f"prob_{c}" for c in classes)])
+    failed = 0
+    with partial_file(output) as (file, keep), partial_file(errors_path) as (errors_file, keep_errors):
+        writer, errors = csv.writer(file), csv.writer(errors_file)
+        writer.writerow(
+            ["filename", "predicted_class", "predicted_label", "confidence", *(f"prob_{c}" for c in classes)]
+        )
+        errors.writerow(["filename", "reason", "message"])
         with tqdm(total=len(names), desc="images", unit="image", disable=None) as bar:
-            for batch in batches(names, batch_size):
+            for start in range(0, len(names), batch_size):
+                batch = names[start : start + batch_size]
                 for name, answer in zip(batch, answer_batch(predictor, folder, batch), strict=True):
                     if isinstance(answer, ImageError):
-                        failures.append((name, answer.reason, str(answer)))
+                        errors.writerow([name, answer.reason, str(answer)])
+                        failed += 1
                     else:
-                        writer.writerow([name, answer.predicted_class, answer.predicted_label, answer.confidence,
-                                         *answer.probabilities.values()])
+                        writer.writerow(
+                            [
+                                name,
+                                answer.predicted_class,
+                                answer.predicted_label,
+                                answer.confidence,
+                                *answer.probabilities.values(),
+                            ]
+                        )
                 bar.update(len(batch))
-    errors_path.unlink(missing_ok=True)
-    if failures:
-        with atomic_writer(errors_path) as file:
-            csv.writer(file).writerows([("filename", "reason", "message"), *failures])
-    return len(names) - len(failures), len(failures)
+        keep()
+        if failed:
+            keep_errors()
+        else:
+            errors_path.unlink(missing_ok=True)
+    return len(names) - failed, failed
 
 
 def answer_batch(predictor: Predictor, folder: Path, names: list[str]) -> list:
     """Prediction or ImageError for each file; a file that cannot be opened is an ImageError too."""
-    contents: list[bytes | ImageError] = []
+    decoded: list[np.ndarray | ImageError] = []
     for name in names:
         try:
-            contents.append((folder / name).read_bytes())
-        except OSError as error:
-            contents.append(ImageError("unreadable", f"the file cannot be read: {error.strerror}"))
-    answers = iter(predictor.predict([content for content in contents if isinstance(content, bytes)]))
-    return [content if isinstance(content, ImageError) else next(answers) for content in contents]
+            decoded.append(predictor.decode(read_image(folder / name)))
+        except ImageError as error:
+            decoded.append(error)
+    good = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
+    rows = iter(predictor.probabilities(np.stack(good)) if good else ())
+    return [item if isinstance(item, ImageError) else predictor.label(next(rows)) for item in decoded]
 
 
-def batches(names: list[str], size: int) -> Iterator[list[str]]:
-    """``names`` in lists of ``size``."""
-    iterator = iter(names)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def read_image(path: Path) -> bytes:
+    """The bytes of a file. Raises ImageError when it cannot be read, is no plain file or has over MAX_BYTES."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("unreadable", "this is no plain file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError("too_large", f"the file has {status.st_size} bytes, the limit is {MAX_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
 
 
 @contextmanager
-def atomic_writer(path: Path):
-    """A text file that takes the place of ``path`` only when the block ends well."""
+def partial_file(path: Path):
+    """``(text file, keep)``: what is written replaces ``path`` when ``keep()`` is called, else it is dropped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            yield file
-        partial.replace(path)
+        # A file's name may hold bytes that are no text; they become backslash escapes.
+        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+
+            def keep() -> None:
+                file.close()
+                partial.replace(path)
+
+            yield file, keep
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_device(name: str) -> str:
+    """``name`` if this machine has that device. Raises ValueError."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name} is not known; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use --device cpu")
+    return name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.batch_size < 1:
         parser.error(f"--batch_size is {arguments.batch_size}; it must be at least 1")
     try:
-        predictor = Predictor.load(arguments.model_path, arguments.device)
+        predictor = Predictor.load(arguments.model_path, check_device(arguments.device))
         good, bad = predict_folder(predictor, arguments.input_path, arguments.output_path, arguments.batch_size)
     except (ModelError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

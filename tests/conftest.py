@@ -8,11 +8,19 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
+import torch
+import yaml
+
+from src.config import DEFAULT_CONFIG, load_config
+from src.data.prepare import describe, prepare
+from tests.drawing import GARMENTS, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 30  # seconds for one HTTP request
+DRAWN = {"train": 256, "validation": 64, "test": 64}  # images in each split of the drawn dataset
 
 
 @dataclass(frozen=True)
@@ -92,3 +100,87 @@ def server(checkout) -> Server:
 def sample() -> dict:
     """torchserve/sample_input.json."""
     return json.loads((ROOT / "torchserve" / "sample_input.json").read_text())
+
+
+# ---- data: the real set from a local mirror, and a drawn one that trains in a second ----
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The networks of the tests are too small to gain from more, and lose much where the cores are busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder that holds the official files; without one, what needs the real data is skipped."""
+    folder = (ROOT / os.environ.get("DATA_MIRROR", "../shared/data")).resolve()
+    if not (folder / "FashionMNIST" / "raw").is_dir():
+        pytest.skip(f"no mirror of Fashion-MNIST at {folder}; name one with DATA_MIRROR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(mirror, tmp_path_factory):
+    """The config of the real data, prepared once into a folder of its own. Read only."""
+    folder = tmp_path_factory.mktemp("prepared")
+    config = load_config(
+        ROOT / DEFAULT_CONFIG,
+        [f"data.mirror={mirror}", f"data.directory={folder}/data", f"paths.metrics={folder}/metrics"],
+    )
+    prepare(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """A prepared dataset of drawn garments: 256 training, 64 validation, 64 test images of four classes. Read only."""
+    folder = tmp_path_factory.mktemp("drawn")
+    splits = {name: draw_dataset(count, seed) for seed, (name, count) in enumerate(DRAWN.items())}
+    for name, (images, labels) in splits.items():
+        np.savez(folder / f"{name}.npz", images=images, labels=labels)
+    (folder / "class_names.json").write_text(json.dumps(list(GARMENTS)))
+    (folder / "data_info.yaml").write_text(yaml.safe_dump(describe(splits, list(GARMENTS))))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_store(tmp_path_factory) -> str:
+    """A tracking store for all tests: making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def tiny_overrides(drawn, mlflow_store, tmp_path) -> list[str]:
+    """Overrides of a training on the drawn data that takes a second and writes below ``tmp_path`` only."""
+    paths = {name: f"{tmp_path}/models/{name}" for name in ("best_model", "final_model")}
+    paths |= {name: f"{tmp_path}/{name}" for name in ("checkpoints", "logs", "plots")}
+    return [
+        f"data.directory={drawn}",
+        f"paths.metrics={drawn}",
+        *(f"paths.{name}={path}" for name, path in paths.items()),
+        f"tracking.uri={mlflow_store}",
+        f"tracking.experiment=test-{tmp_path.parent.name}-{tmp_path.name}",
+        "model.args.widths=[8,16]",
+        "model.args.blocks=[0,0]",
+        "training.epochs=2",
+        "training.batch_size=32",
+        "training.accelerator=cpu",
+    ]
+
+
+@pytest.fixture
+def tiny_config(tiny_overrides, tmp_path, monkeypatch):
+    """``tiny_config("key=value", ...)``: a config of such a training; the working directory is ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: load_config(ROOT / DEFAULT_CONFIG, [*tiny_overrides, *overrides])
+
+
+def shrink_experiment(root: Path) -> None:
+    """Make the flagship's config in ``root`` train a tiny network on few images for one epoch."""
+    path = root / "configs" / "experiment" / "fashion_mnist.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["model"] = {"architecture": "resnet", "args": {"widths": [8, 16], "blocks": [0, 1]}}
+    settings["training"] = {"epochs": 1, "batch_size": 64}
+    settings["data"]["limit"] = 1000
+    path.write_text("# @package _global_\n" + yaml.safe_dump(settings))

@@ -14,10 +14,12 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from src.inference import Predictor
 from src.inference.archive import load_archived_model
-from src.inference.requests import parse_body
+from src.inference.requests import MAX_IMAGES, parse_body
 from src.preprocessing import ImageError
 
 JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+MAX_HOLD = 5.0  # seconds
 
 
 class ImageClassifierHandler:
@@ -47,15 +49,18 @@ class ImageClassifierHandler:
         counts: Counter[str] = Counter()
         confidences: list[float] = []
         answers = [self.encode(item, rows, index, context, counts, confidences) for index, item in enumerate(work)]
-        self.record(context.metrics, counts, confidences, (started, decoded, inferred, time.perf_counter()))
+        if counts:
+            self.record(context.metrics, counts, confidences, (started, decoded, inferred, time.perf_counter()))
         return answers
 
     def decode(self, request: dict, index: int, context) -> tuple[list[np.ndarray], bool] | ImageError | dict:
         """One request -> (uint8 arrays, whether a list is asked for), or its error, or the model's description."""
-        if context.get_request_header(index, "describe") == "True":
-            return self.describe_handle()
+        headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
         try:
-            images, several = self.parse(request)
+            if is_describe_request(request, headers):
+                self.hold(headers.get("hold-until", "0"), context.metrics)
+                return self.describe_handle()
+            images, several = self.parse(request, headers)
             arrays = []
             for number, image in enumerate(images):
                 try:
@@ -66,13 +71,31 @@ class ImageClassifierHandler:
         except ImageError as error:
             return error
 
-    def parse(self, request: dict) -> tuple[list[bytes], bool]:
+    def parse(self, request: dict, headers: dict) -> tuple[list[bytes], bool]:
         """The image bytes of every field of one request; several fields answer a list, in the order sent."""
+        if str(headers.get("content-type", "")).lower().startswith(FORM):
+            raise ImageError(
+                "url_encoded",
+                f"the request says Content-Type: {FORM} (what curl -d sends), which damages images; "
+                "add -H 'Content-Type: application/json' for JSON, or send an image with -F data=@FILE or -T FILE",
+            )
         if not request:
-            raise ImageError("empty", "the request has no body; send an image file, or JSON with -H 'Content-Type: application/json'")
+            raise ImageError("empty", "the form has no field; send an image with -F data=@FILE")
         parsed = [parse_body(body) for body in request.values()]
         images = [image for found, _ in parsed for image in found]
+        if len(images) > MAX_IMAGES:
+            raise ImageError("too_many", f"the request holds {len(images)} images, the limit is {MAX_IMAGES}")
         return images, len(parsed) > 1 or parsed[0][1]
+
+    def hold(self, until: str, metrics) -> None:
+        """Take no request before ``until`` (Unix time); src/serving/scale.py says why. Raises ImageError."""
+        try:
+            seconds = min(float(until) - time.time(), MAX_HOLD)
+        except ValueError as error:
+            raise ImageError("bad_header", f"the header hold-until is {until!r}, not a Unix time") from error
+        if seconds > 0:
+            metrics.add_counter("Holds", 1)
+            time.sleep(seconds)
 
     def encode(self, item, rows, index: int, context, counts: Counter, confidences: list[float]) -> bytes:
         """One answer as JSON bytes; sets its status and content type, and notes what the metrics need."""
@@ -113,3 +136,10 @@ class ImageClassifierHandler:
             "versions": {"torch": torch.__version__, "torchserve": ts.__version__, "numpy": np.__version__},
             "device": str(self.predictor.device),
         }
+
+
+def is_describe_request(request: dict, headers: dict) -> bool:
+    """Whether the management API asks: it marks the request with a header, which a client could send as well, and sends
+    no field at all, where a client's request has one unless it is an empty form."""
+    form = str(headers.get("content-type", "")).lower().startswith((FORM, "multipart/form-data"))
+    return headers.get("describe") == "True" and not request and not form

@@ -45,7 +45,7 @@ def load_split(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return arrays["images"], arrays["labels"]
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); make it again with: python src/data/prepare.py") from error

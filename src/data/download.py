@@ -10,7 +10,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
 
-CHUNK = 1 << 16
+CHUNK = 1 << 13  # bytes; what has come of a chunk when the line breaks is lost
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 RETRIES = Retry(
     total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), respect_retry_after_header=False

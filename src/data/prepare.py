@@ -1,7 +1,8 @@
 """Fetch, verify and split a dataset: ``python src/data/prepare.py --config configs/config.yaml``.
 
 Writes train.npz, validation.npz and test.npz (``images`` uint8 (N, C, H, W), ``labels`` int64 (N,)) and
-class_names.json into ``data.directory``, and what is in them into metrics/data_info.yaml. The same inputs give the same files.
+class_names.json into ``data.directory``, and what is in them into metrics/data_info.yaml. The same inputs give the
+same files.
 """
 
 import sys

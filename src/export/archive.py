@@ -7,12 +7,16 @@ Needs nothing but what a server has. ``seal`` makes equal content equal bytes an
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
 import hashlib
 import json
+import re
+import stat
 import zipfile
+import zlib
 
 import yaml
 
@@ -22,6 +26,18 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 MODEL_SETTINGS = "model-config.yaml"
 SETTINGS = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "handler"}
 REQUIRED = ("model.pt", "model_config.json", MODEL_SETTINGS, "handler.py", "src/preprocessing.py", MANIFEST)
+REBUILD = "build it again: ./create_mar_archive.sh"
+# What reading a damaged zip, JSON or YAML raises; RuntimeError is an encrypted file or an unknown compression.
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    yaml.YAMLError,
+    ModelError,
+)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 
 
@@ -32,21 +48,24 @@ class ArchiveError(ValueError):
 def seal(source: Path, target: Path) -> str:
     """Rewrite ``source`` to ``target`` without dates and in sorted order; write ``target``.sha256 and return it.
 
-    Raises ArchiveError when the result does not verify.
+    Raises ArchiveError, and leaves ``target`` as it was, when the content must not be served.
     """
     partial = target.with_name(f".{target.name}.part")
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as new:
-        for name in sorted(name for name in old.namelist() if not name.endswith("/")):
-            content = old.read(name)
-            if name == MANIFEST:
-                manifest = json.loads(content)
-                manifest.pop("createdOn", None)
-                content = json.dumps(manifest, indent=2, sort_keys=True).encode()
-            new.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED)
-    partial.replace(target)
-    digest = sha256(target)
+    try:
+        with zipfile.ZipFile(source) as old, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as new:
+            for name in sorted(name for name in old.namelist() if not name.endswith("/")):
+                content = old.read(name)
+                if name == MANIFEST:
+                    # TorchServe warns without a date; the real one would change the bytes.
+                    manifest = json.loads(content) | {"createdOn": "01/01/1980 00:00:00"}
+                    content = json.dumps(manifest, indent=2, sort_keys=True).encode()
+                new.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED)
+        check_content(partial)
+        digest = sha256(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
     checksum_path(target).write_text(f"{digest}  {target.name}\n")
-    verify(target)
     return digest
 
 
@@ -55,38 +74,49 @@ def verify(path: Path) -> str:
 
     Raises ArchiveError.
     """
-    rebuild = "build it again: ./create_mar_archive.sh"
     if not path.is_file():
-        raise ArchiveError(f"{path} does not exist; {rebuild}")
+        raise ArchiveError(f"{path} does not exist; {REBUILD}")
     if not checksum_path(path).is_file():
-        raise ArchiveError(f"{checksum_path(path)} does not exist, so {path.name} cannot be trusted; {rebuild}")
-    expected, found = checksum_path(path).read_text().split()[0], sha256(path)
+        raise ArchiveError(f"{checksum_path(path)} does not exist, so {path.name} cannot be trusted; {REBUILD}")
+    expected, found = checksum_path(path).read_bytes()[:64].decode(errors="replace"), sha256(path)
     if found != expected:
-        raise ArchiveError(f"{path} was changed: its SHA-256 is {found}, {path.name}.sha256 says {expected}; {rebuild}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            check_names(archive.namelist(), path)
-            check_settings(yaml.safe_load(archive.read(MODEL_SETTINGS)), path)
-            check_manifest(json.loads(archive.read(MANIFEST)), path)
-            ModelConfig.from_dict(json.loads(archive.read("model_config.json")), f"{path.name}: model_config.json")
-    except (zipfile.BadZipFile, json.JSONDecodeError, yaml.YAMLError, ModelError) as error:
-        raise ArchiveError(f"{path} is damaged: {error}; {rebuild}") from error
+        raise ArchiveError(f"{path} was changed: its SHA-256 is {found}, {path.name}.sha256 says {expected}; {REBUILD}")
+    check_content(path)
     return found
 
 
-def check_names(names: list[str], path: Path) -> None:
-    """Every required file is there, and none would be unpacked outside the model's folder."""
-    for name in names:
+def check_content(path: Path) -> None:
+    """Everything inside is readable, named as expected and valid. Raises ArchiveError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_names(archive.infolist(), path)
+            if broken := archive.testzip():
+                raise ArchiveError(f"{path} is damaged: {broken} does not match its CRC; {REBUILD}")
+            check_settings(yaml.safe_load(archive.read(MODEL_SETTINGS)), path)
+            check_manifest(json.loads(archive.read(MANIFEST)), set(archive.namelist()), path)
+            ModelConfig.from_dict(json.loads(archive.read("model_config.json")), f"{path.name}: model_config.json")
+    except UNREADABLE as error:
+        raise ArchiveError(f"{path} is damaged: {error}; {REBUILD}") from error
+
+
+def check_names(entries: list[zipfile.ZipInfo], path: Path) -> None:
+    """Every required file is there, once, and none would be unpacked outside the model's folder."""
+    names = [entry.filename for entry in entries]
+    for entry, name in zip(entries, names, strict=True):
         if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
             raise ArchiveError(f"{path} holds {name!r}, which leads out of its folder; do not serve it")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise ArchiveError(f"{path} holds {name!r}, which is a link; do not serve it")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ArchiveError(f"{path} holds {', '.join(twice)} twice; do not serve it")
     if missing := [name for name in REQUIRED if name not in names]:
-        raise ArchiveError(f"{path} misses {', '.join(missing)}; build it again: ./create_mar_archive.sh")
+        raise ArchiveError(f"{path} misses {', '.join(missing)}; {REBUILD}")
 
 
 def check_settings(settings: object, path: Path) -> None:
     """model-config.yaml has exactly the keys that TorchServe and the handler read, with positive whole numbers."""
     if not isinstance(settings, dict) or set(settings) != SETTINGS:
-        found = sorted(settings) if isinstance(settings, dict) else type(settings).__name__
+        found = sorted(map(str, settings)) if isinstance(settings, dict) else type(settings).__name__
         raise ArchiveError(f"{path}: {MODEL_SETTINGS} has the keys {found}; it must have {sorted(SETTINGS)}")
     handler = settings["handler"]
     if not isinstance(handler, dict) or set(handler) != {"threads"}:
@@ -94,19 +124,23 @@ def check_settings(settings: object, path: Path) -> None:
     numbers = {key: value for key, value in settings.items() if key != "handler"} | {"threads": handler["threads"]}
     for key, value in numbers.items():
         least = 0 if key == "maxBatchDelay" else 1
-        if not isinstance(value, int) or value < least:
-            raise ArchiveError(f"{path}: {MODEL_SETTINGS}: {key} is {value!r}; it must be a number from {least}")
+        if type(value) is not int or value < least:
+            raise ArchiveError(f"{path}: {MODEL_SETTINGS}: {key} is {value!r}; it must be a whole number from {least}")
     if settings["minWorkers"] > settings["maxWorkers"]:
         raise ArchiveError(f"{path}: {MODEL_SETTINGS}: minWorkers must not be above maxWorkers")
 
 
-def check_manifest(manifest: dict, path: Path) -> None:
-    """The manifest names plain files of the archive."""
-    model = manifest.get("model", {})
+def check_manifest(manifest: object, names: set[str], path: Path) -> None:
+    """The manifest names files of the archive, and a model and version that fit into a URL."""
+    model = manifest.get("model") if isinstance(manifest, dict) else None
+    if not isinstance(model, dict):
+        raise ArchiveError(f"{path}: {MANIFEST} has no section model; {REBUILD}")
     for key in ("handler", "serializedFile", "configFile"):
-        value = model.get(key)
-        if not isinstance(value, str) or "/" in value or "\\" in value or ".." in value:
-            raise ArchiveError(f"{path}: {MANIFEST} names {key} {value!r}; it must be a file of the archive")
+        if model.get(key) not in names:
+            raise ArchiveError(f"{path}: {MANIFEST} names {key} {model.get(key)!r}; it must be a file of the archive")
+    for key in ("modelName", "modelVersion"):
+        if not isinstance(model.get(key), str) or not re.fullmatch(r"\w[\w.-]*", model[key], re.ASCII):
+            raise ArchiveError(f"{path}: {MANIFEST}: {key} is {model.get(key)!r}; use letters, digits, _ . and -")
 
 
 def checksum_path(path: Path) -> Path:
@@ -133,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"wrote {arguments.target}  sha256 {seal(arguments.source, arguments.target)}")
         else:
             print(f"verified {arguments.archive}  sha256 {verify(arguments.archive)}")
-    except (ArchiveError, zipfile.BadZipFile) as error:
+    except (ArchiveError, zipfile.BadZipFile, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -10,22 +10,38 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
+
+LOAD_ATTEMPTS = 2  # TorchServe itself goes on for five minutes
 
 
 class NotReady(RuntimeError):
-    """The server cannot answer for this model yet; the message says why."""
+    """The server cannot answer for this model yet; the message says why.
+
+    ``workers``: the (worker id, PID) pairs that were not READY, where the server answered.
+    """
+
+    workers: frozenset[tuple[str, int]] = frozenset()
 
 
 class NotRegistered(NotReady):
     """The server is up and does not know the model; waiting does not help."""
 
 
-def call(url: str, data: bytes | None = None, content_type: str = "application/json", token: str = "") -> bytes:
+def call(
+    url: str,
+    data: bytes | None = None,
+    content_type: str = "application/json",
+    token: str = "",
+    method: str | None = None,
+    timeout: float = 10,
+    headers: dict[str, str] | None = None,
+) -> bytes:
     """GET ``url``, or POST ``data`` to it; return the body. Raises OSError when it cannot be reached or refuses."""
-    headers = {"Content-Type": content_type} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(url, data=data, headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    known = {"Content-Type": content_type} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(url, data=data, headers=known | (headers or {}), method=method)
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
         return answer.read()
 
 
@@ -44,27 +60,43 @@ def check_ready(management: str, model: str, token: str = "") -> int:
     description = versions[0]
     ready = sum(worker["status"] == "READY" for worker in description["workers"])
     if ready < max(1, description["minWorkers"]):
-        raise NotReady(f"{ready} of {description['minWorkers']} workers of {model} are READY")
+        not_ready = NotReady(f"{ready} of {description['minWorkers']} workers of {model} are READY")
+        not_ready.workers = frozenset(
+            (worker["id"], worker["pid"])
+            for worker in description["workers"]
+            if worker["status"] != "READY" and worker["pid"] > 0
+        )
+        raise not_ready
     return ready
 
 
 def wait_ready(management: str, model: str, timeout: float, token: str = "", process: int | None = None) -> int:
-    """Poll ``check_ready`` for ``timeout`` seconds; give up early when ``process`` (a PID) has ended. Raises NotReady."""
+    """Poll ``check_ready`` for ``timeout`` seconds. Raises NotReady.
+
+    Gives up early when ``process`` (a PID) has ended, or a worker has died LOAD_ATTEMPTS times while it loads.
+    """
     deadline = time.monotonic() + timeout
+    seen: set[tuple[str, int]] = set()
     while True:
         try:
             return check_ready(management, model, token)
         except NotRegistered:
             raise
         except NotReady as error:
-            if process is not None and not Path(f"/proc/{process}").exists() and not _alive(process):
+            if process is not None and not _alive(process):
                 raise NotReady(f"the server's process {process} has ended") from error
+            seen |= error.workers
+            if any(count > LOAD_ATTEMPTS for count in Counter(worker for worker, _ in seen).values()):
+                raise NotReady(f"a worker of {model} died {LOAD_ATTEMPTS} times while it loaded the model") from error
             if time.monotonic() > deadline:
                 raise NotReady(f"not ready after {timeout:.0f} s: {error}") from error
             time.sleep(0.2)
 
 
 def _alive(process: int) -> bool:
+    command = Path(f"/proc/{process}/cmdline")
+    if command.exists():
+        return command.read_bytes() != b""  # a process that ended and was not reaped has none
     try:
         os.kill(process, 0)
     except ProcessLookupError:

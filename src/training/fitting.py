@@ -8,13 +8,12 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import MLFlowLogger
 
 from src.config import to_dict
 from src.data.datamodule import ImageDataModule, load_class_names, load_data_info
 from src.models import ImageClassifier, build_network
 from src.training.module import ClassifierModule
-from src.training.tracking import open_run
+from src.training.tracking import RunLogger, open_run
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class Fitted:
     module: ClassifierModule
     data: ImageDataModule
     trainer: L.Trainer
-    run: MLFlowLogger
+    run: RunLogger
     history: list[dict[str, float]]
     checkpoints: ModelCheckpoint
 

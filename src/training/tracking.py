@@ -15,6 +15,14 @@ from src.config import flatten, to_yaml
 logger = logging.getLogger(__name__)
 
 
+class RunLogger(MLFlowLogger):
+    """Lightning's MLflow logger, with epochs as MLflow's steps: runs with other batch sizes then share an axis."""
+
+    def log_metrics(self, metrics, step: int | None = None) -> None:
+        metrics = dict(metrics)
+        super().log_metrics(metrics, int(metrics.pop("epoch", step or 0)))
+
+
 def git_commit() -> str:
     """The commit of the working tree, with ``-dirty`` when it has changes; empty outside a repository."""
     try:
@@ -40,17 +48,17 @@ def dvc_data_hash(data_directory: str) -> str:
     return ""
 
 
-def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = None) -> MLFlowLogger:
+def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = None) -> RunLogger:
     """Start a run, or go on with ``run_id``, in the experiment and store that the config names."""
     tags = {"dvc_data_hash": dvc_data_hash(config.data.directory), "git_commit": git_commit()} | (tags or {})
-    run = MLFlowLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
+    run = RunLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
     if run_id is None:
         run.log_hyperparams({key: str(value) for key, value in flatten(config).items()})
     logger.info("MLflow run %s in experiment %s at %s", run.run_id, config.tracking.experiment, config.tracking.uri)
     return run
 
 
-def log_results(run: MLFlowLogger, config, metrics: dict[str, float], paths: list[Path]) -> None:
+def log_results(run: RunLogger, config, metrics: dict[str, float], paths: list[Path]) -> None:
     """Final ``metrics``, the config and ``paths`` (files or folders that exist) as artifacts of ``run``."""
     run.log_metrics(metrics)
     with tempfile.TemporaryDirectory() as folder:

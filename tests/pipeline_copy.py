@@ -1,0 +1,66 @@
+"""One small run of the whole DVC pipeline in a copy of the checkout, for the tests of versioning and of tracking."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, copy_checkout
+
+EXPERIMENT = "configs/experiment/fashion_mnist.yaml"
+
+
+def data_mirror() -> Path:
+    """The local folder with the official files; skips the test when there is none."""
+    mirror = Path(os.environ.get("DATA_MIRROR", ROOT.parent / "shared" / "data")).resolve()
+    if not (mirror / "FashionMNIST" / "raw").is_dir():
+        pytest.skip(f"no Fashion-MNIST files in {mirror}; set DATA_MIRROR to a folder that has them")
+    return mirror
+
+
+def run(folder: Path, *command: str, **environment: str) -> str:
+    """Run ``command`` in ``folder`` as a fresh user would; return what it prints. A non-zero exit fails the test."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_", "DVC_"))}
+    settings = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc-site"),
+        "OMP_NUM_THREADS": "1",  # the nets are so small that threads would only wait for each other
+        "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@localhost",
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=inherited | settings | environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=500,
+    )
+    assert done.returncode == 0, f"{' '.join(command)} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@functools.cache
+def pipeline_folder(parent: Path) -> Path:
+    """A copy of the checkout below ``parent`` in which ``dvc repro`` has run with a tiny net on 1,000 images.
+
+    Made once for each ``parent``. Two commits: the checkout as it is, and the tiny experiment with its results.
+    """
+    mirror = data_mirror()
+    folder = copy_checkout(parent / "pipeline" / "repository")
+    experiment = yaml.safe_load((folder / EXPERIMENT).read_text())
+    experiment["data"] |= {"limit": 1000, "validation_size": 500}
+    experiment["model"] = {"architecture": "resnet", "args": {"widths": [4, 4, 4], "blocks": [0, 1, 1]}}
+    experiment["training"] |= {"epochs": 2, "batch_size": 100}
+    run(folder, "git", "init", "--quiet")
+    commit(folder, "as it is")
+    (folder / EXPERIMENT).write_text("# @package _global_\n" + yaml.safe_dump(experiment))
+    run(folder, "dvc", "repro", DATA_MIRROR=str(mirror))
+    commit(folder, "a tiny experiment")
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit everything in ``folder``."""
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", message)

@@ -1,0 +1,306 @@
+"""src/data: downloads over a real server, the IDX format, the split, and the loaders."""
+
+import gzip
+import hashlib
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import free_ports
+from src.data import download
+from src.data.datamodule import ImageDataModule, load_class_names, load_data_info, load_split
+from src.data.download import DownloadError, fetch
+from src.data.fashion_mnist import CLASS_NAMES, FILES, MIRRORS, load_fashion_mnist, read_idx
+from src.data.prepare import describe, prepare, split, stands_in
+from tests.drawing import draw_dataset
+from tests.file_server import serve
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+CHECKSUM = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+WRONG = bytes(reversed(CONTENT))
+
+
+@pytest.fixture
+def target(tmp_path, monkeypatch):
+    """Where the file goes; retries do not wait."""
+    monkeypatch.setattr(download, "RETRIES", download.RETRIES.new(backoff_factor=0))
+    return tmp_path / "raw" / "file.gz"
+
+
+@pytest.fixture
+def server():
+    with serve({"file.gz": CONTENT}) as running:
+        yield running
+
+
+def get(target, *mirrors: str):
+    """Fetch the file and check that it is whole and nothing lies beside it."""
+    assert fetch("file.gz", CHECKSUM, target, list(mirrors)) == target
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+# Downloads
+def test_a_file_is_downloaded_once(server, target):
+    get(target, server.url)
+    get(target, server.url + "/")
+    assert server.requests == [("file.gz", None)]
+
+
+def test_a_damaged_file_is_fetched_again(server, target):
+    target.parent.mkdir()
+    target.write_bytes(WRONG)
+    get(target, server.url)
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_stopped(server, target):
+    server.faults["file.gz"] = [100_000, 50_000, 65_000]
+    get(target, server.url)
+    starts = [int(wanted.removeprefix("bytes=").removesuffix("-")) for _, wanted in server.requests[1:]]
+    for start, sent in zip(starts, (100_000, 150_000, 215_000), strict=True):
+        assert sent - 3 * download.CHUNK < start <= sent
+
+
+def test_a_connection_may_break_often_while_bytes_come(server, target):
+    server.faults["file.gz"] = [30_000] * 9
+    get(target, server.url)
+    assert len(server.requests) == 10
+
+
+def test_a_server_that_always_breaks_at_once_is_given_up(server, target):
+    server.faults["file.gz"] = [0] * 50
+    with pytest.raises(DownloadError, match=r"file\.gz"):
+        fetch("file.gz", CHECKSUM, target, [server.url])
+    assert len(server.requests) < 20
+
+
+def test_an_interrupted_download_goes_on_in_the_next_run(server, target):
+    target.parent.mkdir()
+    (target.parent / "file.gz.part").write_bytes(CONTENT[:123_456])
+    get(target, server.url)
+    assert server.requests == [("file.gz", "bytes=123456-")]
+
+
+def test_a_server_without_ranges_starts_again(server, target):
+    target.parent.mkdir()
+    (target.parent / "file.gz.part").write_bytes(CONTENT[:1000])
+    server.faults["file.gz"] = ["no_range"]
+    get(target, server.url)
+
+
+@pytest.mark.parametrize("left_over", [WRONG[:1000], WRONG, CONTENT + b"more", CONTENT, b""])
+def test_whatever_an_earlier_run_left_the_file_is_had(server, target, left_over):
+    target.parent.mkdir()
+    (target.parent / "file.gz.part").write_bytes(left_over)
+    get(target, server.url)
+
+
+def test_a_passing_500_is_retried(server, target):
+    server.faults["file.gz"] = ["500", "500"]
+    get(target, server.url)
+    assert len(server.requests) == 3
+
+
+def test_the_next_mirror_helps_out(server, target, tmp_path):
+    with serve({"file.gz": WRONG}) as liar, serve({}) as empty:
+        closed = f"http://127.0.0.1:{free_ports(1)[0]}"
+        get(target, closed, empty.url, str(tmp_path / "no folder"), liar.url, server.url)
+
+
+def test_a_mirror_that_breaks_off_with_a_wrong_file_spoils_no_other(server, target):
+    with serve({"file.gz": WRONG}) as liar:
+        liar.faults["file.gz"] = [1000] + [0] * 20
+        get(target, liar.url, server.url)
+
+
+def test_a_local_folder_is_a_mirror(target, tmp_path):
+    (tmp_path / "file.gz").write_bytes(CONTENT)
+    get(target, str(tmp_path))
+
+
+def test_when_all_mirrors_fail_each_is_named_with_its_reason(target, tmp_path):
+    with serve({"file.gz": WRONG}) as liar, serve({}) as empty, serve({"file.gz": CONTENT}) as failing:
+        failing.faults["file.gz"] = ["500"] * 20
+        mirrors = [liar.url, empty.url, failing.url, str(tmp_path / "nowhere")]
+        with pytest.raises(DownloadError) as error:
+            fetch("file.gz", CHECKSUM, target, mirrors)
+    message = str(error.value)
+    for mirror, reason in zip(mirrors, (CHECKSUM, "404", "500", "No such file"), strict=True):
+        line = next(line for line in message.splitlines() if f"{mirror}/file.gz" in line)
+        assert reason in line
+    assert "DATA_MIRROR" in message
+    assert not target.exists()
+
+
+# Fashion-MNIST's files
+def idx(array: np.ndarray) -> bytes:
+    """``array`` as a gzipped IDX file."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes())
+
+
+def raw_files(images: int = 60) -> dict[str, bytes]:
+    """The four files of a small set in the layout of Fashion-MNIST: ten classes of random pictures."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for prefix, count in (("train", images), ("t10k", 20)):
+        files[f"{prefix}-images-idx3-ubyte.gz"] = idx(rng.integers(0, 256, (count, 28, 28)))
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = idx(np.arange(count) % 10)
+    return files
+
+
+@pytest.fixture
+def small_set(monkeypatch):
+    """``raw_files``, whose checksums stand in for the official ones."""
+    files = raw_files()
+    checksums = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr("src.data.fashion_mnist.FILES", checksums)
+    return files
+
+
+def test_the_dataset_is_read_from_a_mirror_over_http(small_set, tmp_path):
+    with serve({f"FashionMNIST/raw/{name}": content for name, content in small_set.items()}) as server:
+        (images, labels), (test_images, _), names = load_fashion_mnist(tmp_path, server.url)
+    assert (images.shape, images.dtype, test_images.shape) == ((60, 1, 28, 28), np.uint8, (20, 1, 28, 28))
+    assert (labels.tolist(), labels.dtype) == ([*range(10)] * 6, np.int64)
+    assert names == CLASS_NAMES
+
+
+def test_a_mirror_may_hold_the_files_at_its_top(small_set, tmp_path):
+    (tmp_path / "mirror").mkdir()
+    for name, content in small_set.items():
+        (tmp_path / "mirror" / name).write_bytes(content)
+    assert len(load_fashion_mnist(tmp_path / "raw", f"{tmp_path}/mirror/")[0][0]) == 60
+
+
+def test_without_a_mirror_the_public_sources_are_tried_in_turn(small_set, tmp_path, monkeypatch):
+    with serve({}) as empty, serve(small_set) as server:
+        monkeypatch.setattr("src.data.fashion_mnist.MIRRORS", [empty.url, server.url])
+        assert len(load_fashion_mnist(tmp_path, None)[0][0]) == 60
+    assert len(MIRRORS) >= 2
+    assert len(FILES) == 4
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 3), (2, 3, 4)])
+def test_idx_keeps_shape_and_values(tmp_path, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    (tmp_path / "a.gz").write_bytes(idx(array))
+    np.testing.assert_array_equal(read_idx(tmp_path / "a.gz"), array)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "IDX"),
+        (b"no gzip", "gzip"),
+        (gzip.compress(bytes(100))[:-20], "gzip"),
+        (idx(np.zeros((2, 3)))[:10] + b"\xff" * 10, "gzip"),
+        (gzip.compress(b"\0\0"), "IDX"),
+        (gzip.compress(b"\0\0\x0d\1\0\0\0\1\0"), "IDX"),
+        (gzip.compress(b"\1\0\x08\1\0\0\0\1\0"), "IDX"),
+        (gzip.compress(b"\0\0\x08\3\0\0\0\1"), "header"),
+        (gzip.compress(b"\0\0\x08\1\0\0\0\5\0"), "holds 1 bytes"),
+        (gzip.compress(b"\0\0\x08\1\0\0\0\1\0\0"), "holds 2 bytes"),
+    ],
+)
+def test_a_malformed_idx_file_is_named(tmp_path, content, message):
+    path = tmp_path / "a.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.gz.*{message}"):
+        read_idx(path)
+
+
+# Preparing
+def test_prepare_writes_the_same_files_twice_and_describes_them(small_set, tiny_config, tmp_path):
+    def config(folder, seed=1):
+        return tiny_config(f"data.directory={tmp_path}/{folder}", f"data.mirror={server.url}", f"seed={seed}",
+                           "data.validation_size=20", f"paths.metrics={tmp_path}/{folder}")  # fmt: skip
+
+    with serve({f"FashionMNIST/raw/{name}": content for name, content in small_set.items()}) as server:
+        info = prepare(config("a"))
+        prepare(config("b"))
+        prepare(config("c", seed=2))
+    for name in ("train.npz", "validation.npz", "test.npz", "class_names.json", "data_info.yaml"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert (tmp_path / "a" / "train.npz").read_bytes() != (tmp_path / "c" / "train.npz").read_bytes()
+    assert load_data_info(tmp_path / "a") == info
+    assert info["splits"]["validation"]["per_class"] == dict.fromkeys(CLASS_NAMES, 2)
+    assert yaml.safe_load((tmp_path / "c" / "data_info.yaml").read_text())["data_hash"] != info["data_hash"]
+
+
+def test_an_unknown_dataset_lists_the_valid_ones(tiny_config):
+    with pytest.raises(ValueError, match="'mnist'; valid: .*fashion_mnist"):
+        prepare(tiny_config("data.dataset=mnist"))
+
+
+@pytest.mark.parametrize("size", [0, 3, 97, 100, 1000])
+def test_a_split_that_leaves_a_class_empty_is_refused(size):
+    with pytest.raises(ValueError, match=f"data.validation_size is {size}; .*between 4 and 95"):
+        split(np.arange(100) % 4, size, seed=1)
+
+
+@pytest.mark.parametrize("size", [4, 40, 95])
+def test_a_split_is_stratified_and_complete(size):
+    labels = np.arange(100) % 4
+    train, validation = split(labels, size, seed=1)
+    assert sorted([*train, *validation]) == list(range(100))
+    assert len(validation) == size
+    assert np.ptp(np.bincount(labels[validation])) <= 1
+    assert (np.diff(train) > 0).all()
+
+
+def test_images_that_stand_in_the_other_set_are_found():
+    others, _ = draw_dataset(40, seed=1)
+    images, _ = draw_dataset(30, seed=2)
+    images[7] = others[3]
+    images[20] = (others[11].astype(int) + np.random.default_rng(0).integers(-4, 5, others[11].shape)).clip(0, 255)
+    assert np.flatnonzero(stands_in(images, others)).tolist() == [7, 20]
+
+
+def test_the_description_is_exact():
+    images = np.zeros((4, 3, 2, 2), np.uint8)
+    images[:2, 0], images[:, 1], images[0, 2] = 255, 51, 255
+    labels = np.array([0, 0, 1, 1])
+    info = describe({"train": (images, labels), "test": (images[:1], labels[:1])}, ["a", "b"])
+    assert (info["mean"], info["std"]) == ([0.5, 0.2, 0.25], [0.5, 0.0, round(0.1875**0.5, 6)])
+    assert info["splits"]["test"]["per_class"] == {"a": 1, "b": 0}
+    assert info["image_shape"] == [3, 2, 2]
+    json.dumps(info)
+
+
+# Loading
+def test_batches_cover_the_split(drawn, tiny_config):
+    data = ImageDataModule(tiny_config("data.limit=100", "training.batch_size=32", "evaluation.batch_size=50"))
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [len(labels) for _, labels in batches] == [32, 32, 32]
+    assert (batches[0][0].shape, batches[0][0].dtype, batches[0][1].dtype) == ((32, 1, 28, 28), torch.uint8, torch.int64)
+    images, labels = load_split(drawn, "validation")
+    loaded = list(data.val_dataloader())
+    assert [len(labels) for _, labels in loaded] == [50, 14]
+    assert torch.equal(torch.cat([batch for batch, _ in loaded]), torch.from_numpy(images))
+    assert torch.equal(torch.cat([batch for _, batch in loaded]), torch.from_numpy(labels))
+    assert "test" not in data.datasets
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(tiny_config):
+    with pytest.raises(ValueError, match="training.batch_size is 300 but there are only 256"):
+        ImageDataModule(tiny_config("training.batch_size=300")).setup("fit")
+
+
+def test_what_is_not_prepared_names_the_command(tmp_path):
+    for load in (load_class_names, load_data_info, lambda folder: load_split(folder, "train")):
+        with pytest.raises(FileNotFoundError, match=r"python src/data/prepare\.py"):
+            load(tmp_path)
+
+
+def test_a_damaged_split_names_the_command(drawn, tmp_path):
+    content = (drawn / "train.npz").read_bytes()
+    for broken in (b"", b"text", content[: len(content) // 2]):
+        (tmp_path / "train.npz").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"train\.npz is damaged.*python src/data/prepare\.py"):
+            load_split(tmp_path, "train")

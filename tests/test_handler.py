@@ -1,0 +1,209 @@
+"""torchserve/handler.py in process, with TorchServe's own request and metrics classes: exact batches."""
+
+import importlib.util
+import json
+import time
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from ts.context import Context
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.service import Service
+
+from src.inference.archive import save_archived_model
+from src.models import load_model
+from tests.conftest import ROOT
+from tests.sent_inputs import OTHER, PNG, as_base64, as_json, bad_bodies, json_forms, variants
+from tests.drawing import encode
+
+BAD, VARIANTS = bad_bodies(), variants()
+ANSWER_KEYS = {"predicted_class", "predicted_label", "confidence", "probabilities", "model_version"}
+
+
+def raw(body: bytes, **headers: str) -> dict:
+    """One request as TorchServe's frontend passes it on."""
+    return fields({"body": body}, **headers)
+
+
+def fields(parts: dict[str, bytes], **headers: str) -> dict:
+    """One request with several fields, as a multipart form gives."""
+    return {
+        "requestId": b"1",
+        "headers": [{"name": n.replace("_", "-").encode(), "value": v.encode()} for n, v in headers.items()],
+        "parameters": [{"name": n, "value": bytearray(v), "contentType": "application/json"} for n, v in parts.items()],
+    }
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_archived_model(folder, *load_model(ROOT / "models" / "best_model"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ask(model_dir):
+    """A function: requests of one batch -> [(status, parsed answer)], through one loaded handler."""
+    spec = importlib.util.spec_from_file_location("handler", ROOT / "torchserve" / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    metrics = MetricsCacheYamlImpl(str(ROOT / "torchserve" / "metrics.yaml"))
+    metrics.initialize_cache()
+    settings = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())
+    manifest = {"model": {"modelVersion": "1.0"}}
+    metrics.model_name = "fashion_mnist"
+    context = Context("fashion_mnist", str(model_dir), manifest, 32, None, "0.12.0", True, metrics, settings)
+    handler = module.ImageClassifierHandler()
+    handler.initialize(context)
+
+    def send(*requests: dict) -> list[tuple[int, object]]:
+        headers, batch, ids = Service.retrieve_data_for_inference(requests)
+        context.request_processor, context.request_ids = headers, ids
+        metrics.request_ids = ids
+        answers = handler.handle(batch, context)
+        assert len(answers) == len(requests)
+        kinds = {context.get_response_content_type(index) for index in range(len(requests))}
+        assert kinds <= {"application/json"}
+        return [(context.get_response_status(index)[0], json.loads(answer)) for index, answer in enumerate(answers)]
+
+    send.handler = handler
+    return send
+
+
+@pytest.fixture(scope="module")
+def expected(ask):
+    """The answers for PICTURE and OTHER as raw PNG."""
+    (_, picture), (_, other) = ask(raw(PNG), raw(encode(OTHER)))
+    return SimpleNamespace(picture=picture, other=other)
+
+
+def assert_same(answer: dict, wanted: dict) -> None:
+    """Equal predictions; probabilities within 1e-5, for the size of a batch changes the rounding."""
+    assert answer["predicted_label"] == wanted["predicted_label"]
+    assert answer["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+
+
+def test_the_answer(ask):
+    [(status, answer)] = ask(raw(PNG))
+    names = ask.handler.predictor.config.class_names
+    assert status == 200
+    assert answer.keys() == ANSWER_KEYS
+    assert list(answer["probabilities"]) == names
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert answer["confidence"] == max(answer["probabilities"].values())
+    assert names[answer["predicted_class"]] == answer["predicted_label"]
+    assert answer["probabilities"][answer["predicted_label"]] == answer["confidence"]
+    assert answer["model_version"] == "1.0"
+
+
+@pytest.mark.parametrize("form", json_forms())
+def test_every_json_form(ask, expected, form):
+    [(status, answer)] = ask(raw(json_forms()[form]))
+    assert status == 200
+    assert_same(answer, expected.picture)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_special_files_are_read_as_their_plain_equivalent(ask, name):
+    special, plain = VARIANTS[name]
+    for request in (raw, lambda data: raw(as_json(image=as_base64(data)))):
+        (status, answer), (_, wanted) = ask(request(special), raw(plain))
+        assert status == 200
+        assert_same(answer, wanted)
+
+
+def test_several_images_answer_a_list_in_order(ask, expected):
+    texts = [as_base64(PNG), as_base64(encode(OTHER)), as_base64(PNG)]
+    [(status, answers), (_, one)] = ask(raw(as_json(images=texts)), raw(as_json(images=texts[:1])))
+    assert status == 200
+    for answer, wanted in zip(answers, [expected.picture, expected.other, expected.picture], strict=True):
+        assert_same(answer, wanted)
+    assert isinstance(one, list)
+    assert len(one) == 1
+
+
+def test_forms(ask, expected):
+    form = {"first": PNG, "second": encode(OTHER)}
+    (_, one), (_, two), (_, text) = ask(
+        fields({"any name": PNG}), fields(form), fields({"data": as_json(image=as_base64(PNG))})
+    )
+    assert_same(one, expected.picture)
+    assert_same(two[0], expected.picture)
+    assert_same(two[1], expected.other)
+    assert_same(text, expected.picture)
+    [(status, error)] = ask(fields({str(number): PNG for number in range(65)}))
+    assert (status, error["type"]) == (400, "too_many")
+    [(status, error)] = ask(fields({}))
+    assert (status, error["type"]) == (400, "empty")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_input_is_refused_and_disturbs_no_other_of_its_batch(ask, expected, name):
+    body, reasons, part = BAD[name]
+    batch = [raw(PNG), raw(body), raw(as_json(images=[as_base64(encode(OTHER)), as_base64(PNG)])), fields({"x": body})]
+    for first in (0, 1):  # the bad one inside the batch, and at its start
+        answers = ask(*batch[first:])[1 - first :]
+        status, error = answers[0]
+        assert status == 400
+        assert error.keys() == {"code", "type", "message"}
+        assert error["code"] == 400
+        assert error["type"] in reasons
+        assert part in error["message"]
+        assert_same(answers[1][1][0], expected.other)
+        assert_same(answers[1][1][1], expected.picture)
+        assert answers[2] == (400, error)
+
+
+def test_a_batch_of_every_bad_input_keeps_each_answer_with_its_request(ask, expected):
+    batch = [item for body, _, _ in BAD.values() for item in (raw(body), raw(PNG))]
+    answers = ask(*batch)
+    for (status, error), (_, reasons, part) in zip(answers[::2], BAD.values(), strict=True):
+        assert status == 400
+        assert error["type"] in reasons
+        assert part in error["message"]
+    for status, answer in answers[1::2]:
+        assert status == 200
+        assert_same(answer, expected.picture)
+
+
+def test_a_url_encoded_form_is_told_what_to_send(ask):
+    kind = {"Content_Type": "application/x-www-form-urlencoded; charset=utf-8"}
+    for parts in ({}, {'{"image":"iVBORw0KGgo': b'"}'}):
+        [(status, error)] = ask(fields(parts, **kind))
+        assert (status, error["type"]) == (400, "url_encoded")
+        assert "-H 'Content-Type: application/json'" in error["message"]
+
+
+def test_describe(ask, model_dir):
+    [(status, answer)] = ask(fields({}, describe="True"))
+    config = asdict(ask.handler.predictor.config)
+    assert status == 200
+    assert answer["class_names"] == config["class_names"]
+    assert answer["metrics"] == config["metrics"]
+    assert answer["sha256"].keys() == {"model.pt", "model_config.json"}
+    assert answer["versions"].keys() == {"torch", "torchserve", "numpy"}
+
+
+def test_a_client_cannot_ask_for_the_description(ask, expected):
+    form = {"Content_Type": "multipart/form-data; boundary=x"}
+    answers = ask(raw(PNG, describe="True"), fields({"x": PNG}, describe="True", **form),
+                  fields({}, describe="True", **form), raw(b"", describe="True"), fields({"describe": PNG}))  # fmt: skip
+    assert [status for status, _ in answers] == [200, 200, 400, 400, 200]
+    for index in (0, 1, 4):
+        assert_same(answers[index][1], expected.picture)
+
+
+def test_holding_a_worker(ask):
+    started = time.time()
+    [(status, _)] = ask(fields({}, describe="True", hold_until=str(started + 0.3)))
+    assert status == 200
+    assert time.time() >= started + 0.3
+    [(status, error)] = ask(fields({}, describe="True", hold_until="soon"))
+    assert (status, error["type"]) == (400, "bad_header")
+    [(status, _)] = ask(raw(PNG, hold_until=str(time.time() + 100)))  # a client cannot
+    assert status == 200
+    assert time.time() < started + 100
+
+

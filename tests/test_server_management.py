@@ -1,0 +1,120 @@
+"""The management API of a running TorchServe: description, scaling under traffic, what may be registered, addresses."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import requests
+
+from src.serving.scale import scale
+from tests.conftest import TIMEOUT
+from tests.drawing import encode
+from tests.sent_inputs import OTHER, PNG
+
+CLIENTS = 6
+SCALING = 240  # seconds; three workers load torch
+
+
+def test_customized_description(server):
+    [description] = requests.get(f"{server.management}/models/fashion_mnist?customized=true", timeout=TIMEOUT).json()
+    custom = description["customizedMetadata"]
+    with zipfile.ZipFile(server.root / "torchserve" / "model-store" / "fashion_mnist.mar") as archive:
+        config = json.loads(archive.read("model_config.json"))
+        hashes = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in ("model.pt", "model_config.json")}
+    assert custom["sha256"] == hashes
+    for key in ("class_names", "metrics", "data_hash", "git_commit", "preprocessing", "architecture"):
+        assert custom[key] == config[key]
+    assert custom["model_version"] == description["modelVersion"] == "1.0"
+    assert custom["versions"]["torchserve"] == "0.12.0"
+    assert custom["versions"].keys() == {"torch", "torchserve", "numpy"}
+
+
+def test_scaling_under_traffic_fails_no_request(server):
+    """1 -> 4 -> 1 workers while clients send: every request gets its own right answer."""
+    bodies = [PNG, encode(OTHER)]
+    expected = [server.predict(body).json()["probabilities"] for body in bodies]
+    stop = threading.Event()
+
+    def send_until_stopped(number: int) -> Counter:
+        seen: Counter = Counter()
+        with requests.Session() as session:
+            while not stop.is_set():
+                which = (number + seen.total()) % 2
+                url = f"{server.inference}/predictions/fashion_mnist"
+                response = session.post(url, data=bodies[which], timeout=TIMEOUT)
+                right = response.json().get("probabilities") == pytest.approx(expected[which], abs=1e-5)
+                seen[response.status_code, right] += 1
+        return seen
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(send_until_stopped, number) for number in range(CLIENTS)]
+        try:
+            for workers in (4, 1):
+                assert scale(server.management, server.metrics, "fashion_mnist", workers) == workers
+                assert len(server.describe()["workers"]) == workers
+        finally:
+            stop.set()
+        seen = sum((client.result(timeout=2 * TIMEOUT) for client in clients), Counter())
+    assert seen.keys() == {(200, True)}, seen
+    assert seen.total() > 10 * CLIENTS
+
+
+def test_scale_as_a_command(server):
+    """The command of docs/api.md; with one worker already there it has nothing to wait for."""
+    command = [sys.executable, "-m", "src.serving.scale", "--workers", "1",
+               "--management", server.management, "--metrics", server.metrics]  # fmt: skip
+    done = subprocess.run(command, cwd=server.root, capture_output=True, text=True, timeout=SCALING)
+    assert (done.returncode, done.stdout) == (0, "fashion_mnist has 1 worker\n"), done.stderr
+    done = subprocess.run([*command, "--model", "none"], cwd=server.root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: HTTP Error 404")
+    done = subprocess.run([*command, "--workers", "0"], cwd=server.root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "must be at least 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.com/fashion_mnist.mar", "http://127.0.0.1:1/x.mar", "file:///tmp/x.mar", "s3://bucket/x.mar",
+     "../fashion_mnist.mar", "/tmp/fashion_mnist.mar", "nothing.mar"],
+)  # fmt: skip
+def test_only_archives_of_the_model_store_can_be_registered(server, url):
+    response = requests.post(f"{server.management}/models", params={"url": url}, timeout=TIMEOUT)
+    assert response.status_code == 404
+    assert response.json()["type"] == "ModelNotFoundException"
+
+
+def test_registering_twice_is_refused(server):
+    response = requests.post(f"{server.management}/models?url=fashion_mnist.mar", timeout=TIMEOUT)
+    assert response.status_code == 409
+    assert "already registered" in response.json()["message"]
+
+
+def test_every_port_is_on_loopback(server):
+    pid = int((server.root / "torchserve" / ".run" / "tmp" / ".model_server.pid").read_text())
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    listening = {
+        connection.laddr
+        for process in family
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    ports = {int(address.rsplit(":", 1)[1]) for address in (server.inference, server.management, server.metrics)}
+    assert {address.port for address in listening} >= ports
+    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+def test_default_addresses_are_loopback(server):
+    lines = (server.root / "torchserve" / "config.properties").read_text().splitlines()
+    addresses = {key: value for key, _, value in (line.partition("=") for line in lines) if key.endswith("_address")}
+    assert addresses["inference_address"] == "http://127.0.0.1:8080"
+    assert addresses["management_address"] == "http://127.0.0.1:8081"
+    assert addresses["metrics_address"] == "http://127.0.0.1:8082"
+    assert all("127.0.0.1" in value for value in addresses.values())

@@ -1,0 +1,76 @@
+"""What :8082/metrics says after known requests: each of our metrics moves by the right amount."""
+
+import re
+import time
+from collections import defaultdict
+
+import pytest
+import requests
+
+from tests.conftest import TIMEOUT
+from tests.drawing import encode
+from tests.sent_inputs import OTHER, PNG, as_base64, as_json
+
+SAMPLE = re.compile(r'^(\w+)\{(.*)\} (\S+)$', re.MULTILINE)
+LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+def scrape(server) -> dict[tuple[str, str], float]:
+    """Value by (metric, label): the class, reason or stage where there is one, else ''."""
+    text = requests.get(f"{server.metrics}/metrics", timeout=TIMEOUT).text
+    values: dict[tuple[str, str], float] = defaultdict(float)
+    for name, labels, value in SAMPLE.findall(text):
+        found = dict(LABEL.findall(labels))
+        if "le" not in found:
+            label = next((found[key] for key in ("Class", "Reason", "Stage") if key in found), "")
+            values[name, label] += float(value)
+    return values
+
+
+def moved(server, before: dict, wanted: dict) -> dict:
+    """How much each of ``wanted`` has moved; waits, a bounded time, since workers report after they answer."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        now = scrape(server)
+        change = {key: now[key] - before[key] for key in wanted}
+        if change == wanted or time.monotonic() > deadline:
+            return change
+        time.sleep(0.1)
+
+
+def test_our_metrics_move_by_the_right_amounts(server):
+    first, second = (server.predict(body).json() for body in (PNG, encode(OTHER)))
+    before = scrape(server)
+    for _ in range(3):
+        server.predict(PNG)
+    server.predict(as_json(images=[as_base64(PNG), as_base64(encode(OTHER))]))
+    for body in (b"hello", b"", b"{}", b"{"):
+        assert server.predict(body).status_code == 400
+    labels = [first["predicted_label"]] * 4 + [second["predicted_label"]]
+    wanted = {("Predictions", label): float(labels.count(label)) for label in set(labels)}
+    wanted |= {("RejectedInputs", reason): 1.0 for reason in ("not_an_image", "empty", "no_image", "bad_json")}
+    wanted[("Confidence_count", "")] = 5.0
+    wanted |= {("StageSeconds_count", stage): 8.0 for stage in ("decode", "inference", "encode")}  # one a batch
+    assert moved(server, before, wanted) == wanted
+    now = scrape(server)
+    confidence = now["Confidence_sum", ""] - before["Confidence_sum", ""]
+    assert confidence == pytest.approx(4 * first["confidence"] + second["confidence"], abs=1e-4)
+    for stage in ("decode", "inference", "encode"):
+        assert now["StageSeconds_sum", stage] > before["StageSeconds_sum", stage]
+
+
+def test_metrics_by_status(server):
+    before = scrape(server)
+    server.predict(PNG)
+    server.predict(b"hello")
+    wanted = {("Requests2XX", ""): 1.0, ("Requests4XX", ""): 1.0, ("ts_inference_requests_total", ""): 2.0}
+    assert moved(server, before, wanted) == wanted
+    assert scrape(server)["Requests5XX", ""] == before["Requests5XX", ""]
+
+
+def test_the_description_is_not_counted_as_work(server):
+    before = scrape(server)
+    requests.get(f"{server.management}/models/fashion_mnist?customized=true", timeout=TIMEOUT)
+    server.predict(PNG)
+    wanted = {("StageSeconds_count", "decode"): 1.0, ("Confidence_count", ""): 1.0}
+    assert moved(server, before, wanted) == wanted

@@ -1,0 +1,186 @@
+"""What training leaves in MLflow, read back from real stores: SQLite files and a running server."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+import yaml
+from conftest import ROOT, free_ports
+from mlflow import MlflowClient
+from mlflow_store import new_store
+from pipeline_copy import pipeline_folder
+
+from src.config import load_config
+from src.training.tracking import dvc_data_hash, git_commit, log_evaluation, log_results, open_run
+
+EXPERIMENT = "fashion-mnist-classification"
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, tmp_path_factory, monkeypatch):
+    """Work in an empty folder with a store of its own, and leave MLflow's settings in the process as they were."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path_factory.getbasetemp(), tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield os.environ["MLFLOW_TRACKING_URI"]
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    return pipeline_folder(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a running ``mlflow server``."""
+    port = free_ports(1)[0]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+             "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}",
+             "--artifacts-destination", str(tmp_path / "artifacts")],
+            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until_healthy(process, address, tmp_path / "server.log")
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def wait_until_healthy(process: subprocess.Popen, address: str, log: Path, seconds: float = 120) -> None:
+    """Poll the server's /health; fail with its log when it ends or does not answer in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if requests.get(f"{address}/health", timeout=5).ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.2)
+    pytest.fail(f"mlflow server did not come up:\n{log.read_text()}")
+
+
+def best_run():
+    """The snippet of docs/data_and_experiments.md: one row, the best run on the test images."""
+    return mlflow.search_runs(
+        experiment_names=[EXPERIMENT], order_by=["metrics.test_accuracy DESC"], max_results=1
+    ).iloc[0]
+
+
+def artifact_paths(client: MlflowClient, run_id: str) -> set[str]:
+    """Every file among a run's artifacts."""
+    files, folders = set(), [None]
+    while folders:
+        for item in client.list_artifacts(run_id, folders.pop()):
+            if item.is_dir:
+                folders.append(item.path)
+            else:
+                files.add(item.path)
+    return files
+
+
+def test_pipeline_run_is_recorded(pipeline):
+    mlflow.set_tracking_uri(f"sqlite:///{pipeline / 'mlflow.db'}")
+    client, run = MlflowClient(), best_run()
+    assert run["status"] == "FINISHED"
+    assert run["params.training.epochs"] == "2"
+    assert run["params.data.limit"] == "1000"
+    for name in ("train_loss", "train_accuracy", "train_f1", "val_loss", "val_accuracy", "val_f1"):
+        assert [point.step for point in client.get_metric_history(run["run_id"], name)] == [0, 1], name
+    card = json.loads((pipeline / "models" / "best_model" / "config.json").read_text())
+    assert run["metrics.test_accuracy"] == pytest.approx(card["metrics"]["test_accuracy"])
+    assert run["metrics.best_val_accuracy"] == pytest.approx(card["metrics"]["val_accuracy"])
+    assert artifact_paths(client, run["run_id"]) >= {
+        "best_model/config.json", "best_model/model.safetensors", "config.yaml", "dvc.lock", "training.log",
+        "loss.png", "accuracy.png", "f1.png", "training_history.csv",
+    }
+
+
+def test_pipeline_run_is_traceable(pipeline):
+    mlflow.set_tracking_uri(f"sqlite:///{pipeline / 'mlflow.db'}")
+    tags = MlflowClient().get_run(best_run()["run_id"]).data.tags
+    locked = yaml.safe_load((pipeline / "dvc.lock").read_text())["stages"]["prepare"]["outs"]
+    assert tags["dvc_data_hash"] in [output["md5"] for output in locked if output["path"] == "data/fashion_mnist"]
+    first = subprocess.run(
+        ["git", "rev-parse", "HEAD~1"], cwd=pipeline, capture_output=True, text=True, check=True, timeout=30
+    )
+    # The tiny experiment was not committed yet when it ran.
+    assert tags["git_commit"] == f"{first.stdout.strip()}-dirty"
+
+
+def test_server_named_by_the_environment(server, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    plot = tmp_path / "loss.png"
+    plot.write_bytes(b"a plot")
+    for accuracy in (0.9, 0.7):
+        config = load_config(ROOT / "configs" / "config.yaml", ["training.epochs=7"])
+        run = open_run(config)
+        run.log_metrics({"val_accuracy": accuracy, "epoch": 3}, step=100)
+        log_results(run, config, {"test_accuracy": accuracy}, [plot, tmp_path / "absent.txt"])
+        run.finalize("success")
+    best = best_run()
+    assert best["metrics.test_accuracy"] == 0.9
+    assert best["params.training.epochs"] == "7"
+    client = MlflowClient(server)
+    assert [point.step for point in client.get_metric_history(best["run_id"], "val_accuracy")] == [3]
+    assert artifact_paths(client, best["run_id"]) == {"config.yaml", "loss.png"}
+    mlflow.set_tracking_uri(store)
+    assert mlflow.search_runs(search_all_experiments=True).empty, "nothing went to the local store"
+
+
+def test_run_without_test_accuracy_is_never_best():
+    config = load_config(ROOT / "configs" / "config.yaml")
+    for metrics in ({"best_val_accuracy": 0.99}, {"test_accuracy": 0.1}, {"best_val_accuracy": 0.98}):
+        open_run(config).log_metrics(metrics)
+    assert best_run()["metrics.test_accuracy"] == 0.1
+
+
+def test_going_on_with_a_run_adds_to_it():
+    config = load_config(ROOT / "configs" / "config.yaml")
+    first = open_run(config)
+    first.log_metrics({"val_accuracy": 0.5, "epoch": 0})
+    again = open_run(config, first.run_id)
+    again.log_metrics({"val_accuracy": 0.6, "epoch": 1})
+    history = MlflowClient().get_metric_history(first.run_id, "val_accuracy")
+    assert [(point.step, point.value) for point in history] == [(0, 0.5), (1, 0.6)]
+
+
+def test_evaluation_joins_the_run_that_trained(tmp_path):
+    config = load_config(ROOT / "configs" / "config.yaml")
+    log_evaluation(config, {"accuracy": 0.8}, [])  # a model that was trained elsewhere
+    run = open_run(config)
+    checkpoints = tmp_path / config.paths.checkpoints
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "run_id").write_text(run.run_id)
+    log_evaluation(config, {"accuracy": 0.8, "targets_missed": []}, [])
+    assert MlflowClient().get_run(run.run_id).data.metrics == {"test_accuracy": 0.8}
+    (checkpoints / "run_id").write_text("0" * 32)
+    log_evaluation(config, {"accuracy": 0.8}, [])
+
+
+@pytest.mark.parametrize(
+    ("lock", "expected"),
+    [
+        (None, ""),
+        ("", ""),
+        ("stages: {train: {outs: [{path: models, md5: 1}]}}", ""),
+        ("stages: {prepare: {outs: [{path: data/x, md5: abc.dir}]}}", "abc.dir"),
+    ],
+)
+def test_data_hash_from_the_lock(tmp_path, lock, expected):
+    if lock is not None:
+        (tmp_path / "dvc.lock").write_text(lock)
+    assert dvc_data_hash("data/x") == expected
+
+
+def test_no_commit_outside_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() == ""

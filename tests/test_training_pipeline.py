@@ -1,0 +1,246 @@
+"""src/training end to end on drawn images: what a run leaves, that it repeats, resumes, and never sees the test set."""
+
+import csv
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file
+
+from src.data.datamodule import load_split
+from src.inference import Predictor
+from src.models import list_architectures, load_model
+from src.training.train import train
+from tests.drawing import GARMENTS, draw_garment, encode
+
+
+def weights(config, which: str = "best_model") -> dict[str, torch.Tensor]:
+    """The tensors of a saved model."""
+    return load_file(Path(config.paths[which]) / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal bit for bit."""
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def history(config) -> list[dict[str, str]]:
+    """plots/training_history.csv."""
+    with (Path(config.paths.plots) / "training_history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def elsewhere(tiny_config, tmp_path):
+    """``elsewhere("b", ...)``: the same training, writing to folders of its own."""
+
+    def build(name: str, *overrides: str):
+        folders = [f"paths.{key}={tmp_path}/{name}/{key}" for key in ("best_model", "final_model", "checkpoints", "plots")]
+        return tiny_config(*folders, *overrides)
+
+    return build
+
+
+def test_a_run_leaves_models_plots_and_a_tracked_run(tiny_config):
+    config = tiny_config("training.epochs=4")
+    metrics = train(config)
+    assert metrics["test_accuracy"] > 0.9
+    for folder in (config.paths.best_model, config.paths.final_model):
+        model, card = load_model(folder)
+        assert card.class_names == list(GARMENTS)
+        assert card.metrics["test_accuracy"] > 0.5
+        assert card.data_hash
+        assert model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 4)
+    for name in ("loss", "accuracy", "f1"):
+        with Image.open(Path(config.paths.plots) / f"{name}.png") as image:
+            assert image.format == "PNG"
+    rows = history(config)
+    assert [int(float(row["epoch"])) for row in rows] == [0, 1, 2, 3]
+    assert {"train_loss", "train_accuracy", "train_f1", "val_loss", "val_accuracy", "val_f1"} <= rows[0].keys()
+    mlflow.set_tracking_uri(config.tracking.uri)
+    run = mlflow.search_runs(experiment_names=[config.tracking.experiment]).iloc[0]
+    assert run["metrics.test_accuracy"] == pytest.approx(metrics["test_accuracy"])
+    assert run["params.training.epochs"] == "4"
+    assert {"tags.git_commit", "tags.dvc_data_hash"} <= set(run.index)
+    artifacts = {item.path for item in mlflow.MlflowClient(config.tracking.uri).list_artifacts(run["run_id"])}
+    assert {"best_model", "config.yaml", "loss.png", "training_history.csv"} <= artifacts
+
+
+def test_the_saved_model_predicts_what_it_was_measured_with(tiny_config, drawn):
+    config = tiny_config("training.epochs=4")
+    metrics = train(config)
+    predictor = Predictor.load(config.paths.best_model)
+    images, labels = load_split(drawn, "test")
+    accuracy = (predictor.probabilities(images).argmax(1) == labels).mean()
+    assert accuracy == pytest.approx(metrics["test_accuracy"], abs=1e-6)
+    files = [encode(Image.fromarray(image[0])) for image in images]
+    assert [answer.predicted_class for answer in predictor.predict(files)] == predictor.probabilities(images).argmax(1).tolist()
+    assert predictor.predict([encode(draw_garment("Trouser", 99))])[0].predicted_label == "Trouser"
+
+
+def test_the_seed_decides_every_bit(elsewhere):
+    one, two, other = elsewhere("one"), elsewhere("two"), elsewhere("other", "seed=7")
+    assert train(one) == train(two)
+    train(other)
+    for which in ("best_model", "final_model"):
+        assert same(weights(one, which), weights(two, which))
+        assert not same(weights(one, which), weights(other, which))
+    assert history(one) == history(two)
+
+
+def test_the_test_set_decides_nothing(elsewhere, drawn, tmp_path):
+    shuffled = tmp_path / "shuffled"
+    shutil.copytree(drawn, shuffled)
+    images, labels = load_split(drawn, "test")
+    np.savez(shuffled / "test.npz", images=images, labels=np.random.default_rng(0).permutation(labels))
+    one, two = elsewhere("one", "training.epochs=3"), elsewhere("two", "training.epochs=3", f"data.directory={shuffled}")
+    assert train(one)["test_accuracy"] != train(two)["test_accuracy"]
+    for which in ("best_model", "final_model"):
+        assert same(weights(one, which), weights(two, which))
+        cards = [load_model(config.paths[which])[1] for config in (one, two)]
+        assert cards[0].temperature == cards[1].temperature
+    assert history(one) == history(two)
+
+
+def test_the_best_checkpoint_is_the_best_on_validation(tiny_config):
+    # A rate that wrecks the network late in the run: the last epoch is not the best one.
+    config = tiny_config("training.epochs=5", "training.schedule=step", "training.step_epochs=2", "training.step_gamma=400",
+                         "training.monitor=val_loss")  # fmt: skip
+    train(config)
+    losses = [float(row["val_loss"]) for row in history(config)]
+    assert losses[-1] > min(losses)
+    assert load_model(config.paths.best_model)[1].metrics["val_loss"] == pytest.approx(min(losses), rel=1e-4)
+    assert load_model(config.paths.final_model)[1].metrics["val_loss"] == pytest.approx(losses[-1], rel=1e-4)
+
+
+def test_early_stopping(tiny_config):
+    config = tiny_config("training.epochs=20", "training.learning_rate=0", "training.early_stopping_patience=2",
+                         "training.schedule=step", "training.monitor=val_accuracy")  # fmt: skip
+    train(config)
+    accuracies = [float(row["val_accuracy"]) for row in history(config)]
+    assert len(accuracies) < 20
+    assert max(accuracies[:-2]) >= max(accuracies[-2:])
+
+
+def test_averaged_weights_are_what_is_measured_and_saved(elsewhere, drawn):
+    plain, averaged = elsewhere("plain", "training.epochs=3"), elsewhere("ema", "training.epochs=3", "training.ema_decay=0.5")
+    train(plain)
+    metrics = train(averaged)
+    assert not same(weights(plain), weights(averaged))
+    images, labels = load_split(drawn, "validation")
+    predictor = Predictor.load(averaged.paths.best_model)
+    assert (predictor.probabilities(images).argmax(1) == labels).mean() == pytest.approx(metrics["val_accuracy"], abs=1e-6)
+    best = max(float(row["val_accuracy"]) for row in history(averaged))
+    assert metrics["val_accuracy"] == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.optimizer=adam", "training.learning_rate=0.01", "training.schedule=cosine"],
+        ["training.optimizer=adamw", "training.learning_rate=0.01", "training.schedule=plateau"],
+        ["training.schedule=step", "model.architecture=basic_cnn", "~model.args.blocks", "augmentation.rotation_degrees=10",
+         "augmentation.brightness=0.2", "training.monitor=val_f1"],
+    ],
+    ids=["adam-cosine", "adamw-plateau", "sgd-step-basic_cnn"],
+)  # fmt: skip
+def test_other_optimizers_schedules_and_networks_train(tiny_config, overrides):
+    overrides = [value for value in overrides if value != "~model.args.blocks"]
+    config = tiny_config(*overrides, "training.epochs=2")
+    if config.model.architecture == "basic_cnn":
+        config = tiny_config(*overrides, "~model.args.blocks")
+    assert 0 <= train(config)["test_accuracy"] <= 1
+    assert load_model(config.paths.best_model)[1].architecture == config.model.architecture
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.architecture=vgg"], f"'vgg'; valid: {', '.join(list_architectures())}"),
+        (["+model.args.depth=3"], "unknown model.args depth for resnet; valid: widths, blocks, dropout"),
+        (["training.optimizer=lion"], "'lion'; valid: adam, adamw, sgd"),
+        (["training.schedule=linear"], "'linear'; valid: one_cycle, cosine, step, plateau"),
+        (["training.batch_size=1000"], "training.batch_size is 1000"),
+        (["augmentation.erasing=2"], "augmentation.erasing is 2"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_value_that_cannot_be_used_names_the_valid_ones(tiny_config, overrides, message):
+    with pytest.raises(ValueError, match=r"\w") as error:
+        train(tiny_config(*overrides))
+    assert message in str(error.value)
+
+
+def test_data_that_is_not_prepared_names_the_command(tiny_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"python src/data/prepare\.py"):
+        train(tiny_config(f"data.directory={tmp_path}/nothing"))
+
+
+def test_there_must_be_something_to_resume(tiny_config):
+    with pytest.raises(FileNotFoundError, match=r"training\.resume=true.*start without it"):
+        train(tiny_config("training.resume=true"))
+
+
+# The command itself, interrupted as a person would
+def start(*overrides: str, cwd: Path) -> subprocess.Popen:
+    """``python src/training/train.py`` with one thread, as the training in this process has."""
+    command = [sys.executable, str(ROOT / "src/training/train.py"), "--config", str(ROOT / "configs/config.yaml"), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )  # fmt: skip
+
+
+def wait_for_line(process: subprocess.Popen, text: str, seconds: float) -> None:
+    """Read the output until ``text`` appears; fails when it does not in time."""
+    lines: queue.Queue = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
+    deadline, seen = time.monotonic() + seconds, []
+    while text not in (seen[-1] if seen else ""):
+        try:
+            seen.append(lines.get(timeout=max(0.01, deadline - time.monotonic())))
+        except queue.Empty:
+            pytest.fail(f"no {text!r} within {seconds} s in:\n{''.join(seen)}")
+
+
+def test_the_command_can_be_interrupted_and_resumed_to_the_same_weights(elsewhere, tiny_overrides, tmp_path):
+    length = ["training.epochs=12", "training.batch_size=8", "training.ema_decay=0.9"]
+    whole = elsewhere("whole", *length)
+    expected = train(whole)
+    process = start(*tiny_overrides, *length, cwd=tmp_path)
+    try:
+        wait_for_line(process, "epoch epoch 2", 240)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdout.close()
+    resumed = elsewhere("resumed", *length, "training.resume=true", f"paths.checkpoints={tmp_path}/checkpoints")
+    log = Path(tmp_path, "logs", "training.log").read_text()
+    assert "interrupted; go on with training.resume=true" in log
+    assert "epoch epoch 11 " not in log
+    assert train(resumed) == expected
+    for which in ("best_model", "final_model"):
+        assert same(weights(resumed, which), weights(whole, which))
+    assert history(resumed) == history(whole)
+
+
+def test_the_command_ends_with_status_1_and_the_reason(tiny_overrides, tmp_path):
+    process = start(*tiny_overrides, "model.architecture=vgg", "--verbose", cwd=tmp_path)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "error: unknown architecture 'vgg'" in output
+    assert "Traceback" not in output
