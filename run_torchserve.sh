@@ -242,7 +242,10 @@ elif [[ $mode == docker ]]; then
     engine_answers || fail "--docker: no Docker engine answers; start it, or use --native"
 fi
 make_environment
-if [[ $mode == native ]]; then choose_java; fi
+if [[ $mode == native ]]; then
+    choose_java
+    if ! running_pid >/dev/null; then check_ports; fi
+fi
 build_archive
 settings=$(cat torchserve/config.properties torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)
 state="$mode $secure $ports $(<"$archive.sha256") $settings"

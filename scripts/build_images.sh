@@ -91,7 +91,7 @@ PY
 
 build() {  # build TAG FOLDER
     local began=$SECONDS
-    timeout 900 buildah build --format docker --layers=false --force-rm "${options[@]}" --tag "$1" "$2" >"$work/log" 2>&1 \
+    timeout 1800 buildah build --format docker --layers=false --force-rm "${options[@]}" --tag "$1" "$2" >"$work/log" 2>&1 \
         || { tail -n 40 "$work/log" >&2; fail "the build of $1 failed"; }
     say "Built $1 in $((SECONDS - began)) s"
 }
@@ -108,4 +108,4 @@ if ! curl -fs --max-time 20 --output /dev/null "$torch_index/"; then
 fi
 build localhost/ml-app:v1 .
 build localhost/mymodel-serve:v1 torchserve
-buildah rmi --prune >/dev/null 2>&1 || true  # what an earlier run left without a name
+timeout 300 buildah rmi --prune >/dev/null 2>&1 || true  # what an earlier run left without a name

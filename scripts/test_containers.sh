@@ -22,7 +22,7 @@ server=
 
 say() { printf '==> [%3d s] %s\n' "$SECONDS" "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
-bld() { timeout 180 buildah "$@"; }
+bld() { timeout 300 buildah "$@"; }
 
 remove_containers() {
     for container in ml-app-test serve-test; do bld rm "$container" >/dev/null 2>&1 || true; done
@@ -82,7 +82,7 @@ wait_for() {  # wait_for SECONDS COMMAND...: until it succeeds; fails when the s
         sleep 0.5
     done
 }
-inside() { timeout 60 nsenter --target "$init" --net -- "$@"; }
+inside() { timeout 120 nsenter --target "$init" --net -- "$@"; }
 healthy() { inside buildah run serve-test -- "${health[@]}"; }
 
 # In network and process namespaces of its own: the image's own ports, whatever else runs here, and nothing survives.
@@ -94,9 +94,9 @@ start_server() {
     unshare --net --pid --fork --kill-child --mount-proc bash -c 'ip link set lo up && exec "$@"' bash \
         buildah run --hostname localhost serve-test -- "${words[@]}" >"$work/serve.log" 2>&1 &
     server=$!
-    wait_for 10 pgrep -P "$server" || fail "the container did not start: $(<"$work/serve.log")"
+    wait_for 30 pgrep -P "$server" || fail "the container did not start: $(<"$work/serve.log")"
     init=$(pgrep -P "$server")
-    wait_for 120 healthy || { cat "$work/serve.log" >&2; fail "the server did not become healthy"; }
+    wait_for 300 healthy || { cat "$work/serve.log" >&2; fail "the server did not become healthy"; }
     say "The health check says: $(healthy)"
 }
 
@@ -131,7 +131,7 @@ stop_server() {
         tini=$pid
     done
     kill -TERM "$tini"
-    timeout 30 tail --pid "$server" -f /dev/null || fail "the server still runs 30 s after SIGTERM"
+    timeout 60 tail --pid "$server" -f /dev/null || fail "the server still runs 60 s after SIGTERM"
     wait "$server" || status=$?
     server=
     # 0 comes from the entry point, which ends only after the Java server has.

@@ -58,7 +58,10 @@ def copy_checkout(target: Path) -> Path:
     """Copy what git tracks or would track to ``target``; the serving environment is shared, not copied."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=True, timeout=60,
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        timeout=60,
     )
     for name in listed.stdout.decode().split("\0"):
         source = ROOT / name
@@ -74,7 +77,12 @@ def copy_checkout(target: Path) -> Path:
 def run_script(root: Path, *arguments: str, timeout: int = 400, **environment: str) -> subprocess.CompletedProcess:
     """Run ``arguments`` in ``root`` to its end; output is text in ``stdout`` and ``stderr``."""
     return subprocess.run(
-        arguments, cwd=root, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL,
+        arguments,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, **environment},
     )
 

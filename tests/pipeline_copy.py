@@ -6,19 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
-from conftest import ROOT, copy_checkout
+from conftest import copy_checkout
 
 EXPERIMENT = "configs/experiment/fashion_mnist.yaml"
-
-
-def data_mirror() -> Path:
-    """The local folder with the official files; skips the test when there is none."""
-    mirror = Path(os.environ.get("DATA_MIRROR", ROOT.parent / "shared" / "data")).resolve()
-    if not (mirror / "FashionMNIST" / "raw").is_dir():
-        pytest.skip(f"no Fashion-MNIST files in {mirror}; set DATA_MIRROR to a folder that has them")
-    return mirror
 
 
 def run(folder: Path, *command: str, **environment: str) -> str:
@@ -41,12 +32,12 @@ def run(folder: Path, *command: str, **environment: str) -> str:
 
 
 @functools.cache
-def pipeline_folder(parent: Path) -> Path:
+def pipeline_folder(parent: Path, mirror: Path) -> Path:
     """A copy of the checkout below ``parent`` in which ``dvc repro`` has run with a tiny net on 1,000 images.
 
-    Made once for each ``parent``. Two commits: the checkout as it is, and the tiny experiment with its results.
+    ``mirror`` holds the official files. Made once for each ``parent``. Two commits: the checkout as it is, and the
+    tiny experiment with its results.
     """
-    mirror = data_mirror()
     folder = copy_checkout(parent / "pipeline" / "repository")
     experiment = yaml.safe_load((folder / EXPERIMENT).read_text())
     experiment["data"] |= {"limit": 1000, "validation_size": 500}

@@ -70,7 +70,11 @@ def test_mean_and_deviation_are_those_of_the_training_images(prepared, splits):
 
 
 def test_class_names_are_the_published_ones(prepared):
-    assert load_class_names(prepared.data.directory) == CLASS_NAMES == load_data_info(prepared.paths.metrics)["class_names"]
+    assert (
+        load_class_names(prepared.data.directory)
+        == CLASS_NAMES
+        == load_data_info(prepared.paths.metrics)["class_names"]
+    )
     assert len(set(CLASS_NAMES)) == 10
 
 

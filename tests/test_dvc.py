@@ -16,8 +16,8 @@ UP_TO_DATE = "Data and pipelines are up to date."
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory) -> Path:
-    return pipeline_folder(tmp_path_factory.getbasetemp())
+def pipeline(tmp_path_factory, mirror) -> Path:
+    return pipeline_folder(tmp_path_factory.getbasetemp(), mirror)
 
 
 @pytest.fixture

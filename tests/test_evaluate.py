@@ -101,15 +101,15 @@ def run(tiny_overrides, tmp_path, monkeypatch):
     """``run("--enforce", "key=value", ...)``: evaluate.py on the drawn data; all files go below ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
     model = save_untrained(tmp_path / "untrained", list(GARMENTS))
-    overrides = [*tiny_overrides, f"paths.metrics={tmp_path}/metrics"]
+    fixed = ["--config", str(ROOT / "configs" / "config.yaml"), "--model-path", str(model), *tiny_overrides]
 
     def run(*arguments: str) -> int:
-        return main(["--config", str(ROOT / "configs" / "config.yaml"), "--model-path", str(model), *overrides, *arguments])
+        return main([*fixed, f"paths.metrics={tmp_path}/metrics", *arguments])
 
     return run
 
 
-REACHED = [f"evaluation.targets.{name}=0" for name in ("accuracy", "precision_per_class", "recall_per_class", "macro_f1")]
+TARGETS = ("accuracy", "precision_per_class", "recall_per_class", "macro_f1")
 
 
 def test_the_files_hold_what_was_measured(run, drawn, tmp_path):
@@ -151,7 +151,7 @@ def test_missed_targets_fail_only_when_enforced(run, caplog):
 
 def test_met_targets_pass_when_enforced(run, caplog):
     caplog.set_level("INFO")
-    assert run("--enforce", *REACHED) == 0
+    assert run("--enforce", *(f"evaluation.targets.{name}=0" for name in TARGETS)) == 0
     assert "every target is met" in caplog.text
     assert "TARGET MISSED" not in caplog.text
 

@@ -56,10 +56,11 @@ def test_the_exported_model_answers_as_the_original(exported):
 
 
 def test_the_command_works_from_the_repository(tmp_path):
-    done = run_script(ROOT, sys.executable, "export_model_for_torchserve.py", "--output-path", f"{tmp_path}/new/model.pt")
+    output = f"{tmp_path}/new/model.pt"
+    done = run_script(ROOT, sys.executable, "export_model_for_torchserve.py", "--output-path", output)
     assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        ["wrote", f"{tmp_path}/new/model.pt"], ["wrote", f"{tmp_path}/new/model_config.json"],
+        ["wrote", output], ["wrote", f"{tmp_path}/new/model_config.json"],
     ]  # fmt: skip
     assert done.stderr == ""
 

@@ -15,8 +15,8 @@ from ts.service import Service
 from src.inference.archive import save_archived_model
 from src.models import load_model
 from tests.conftest import ROOT
-from tests.sent_inputs import OTHER, PNG, as_base64, as_json, bad_bodies, json_forms, variants
 from tests.drawing import encode
+from tests.sent_inputs import OTHER, PNG, as_base64, as_json, bad_bodies, json_forms, variants
 
 BAD, VARIANTS = bad_bodies(), variants()
 ANSWER_KEYS = {"predicted_class", "predicted_label", "confidence", "probabilities", "model_version"}
@@ -188,8 +188,13 @@ def test_describe(ask, model_dir):
 
 def test_a_client_cannot_ask_for_the_description(ask, expected):
     form = {"Content_Type": "multipart/form-data; boundary=x"}
-    answers = ask(raw(PNG, describe="True"), fields({"x": PNG}, describe="True", **form),
-                  fields({}, describe="True", **form), raw(b"", describe="True"), fields({"describe": PNG}))  # fmt: skip
+    answers = ask(
+        raw(PNG, describe="True"),
+        fields({"x": PNG}, describe="True", **form),
+        fields({}, describe="True", **form),
+        raw(b"", describe="True"),
+        fields({"describe": PNG}),
+    )
     assert [status for status, _ in answers] == [200, 200, 400, 400, 200]
     for index in (0, 1, 4):
         assert_same(answers[index][1], expected.picture)

@@ -95,9 +95,9 @@ def test_normalization_is_part_of_the_model():
 
 
 def test_unknown_names_list_the_valid_ones():
-    with pytest.raises(ValueError, match="'vgg'.*valid: basic_cnn, efficientnet, resnet, resnet18"):
+    with pytest.raises(ValueError, match=r"'vgg'.*valid: basic_cnn, efficientnet, resnet, resnet18"):
         build_network("vgg", 1, 10)
-    with pytest.raises(ValueError, match="blocks for basic_cnn; valid: widths, dropout .*~model.args"):
+    with pytest.raises(ValueError, match=r"blocks for basic_cnn; valid: widths, dropout .*~model.args"):
         build_network("basic_cnn", 1, 10, blocks=[1])
     with pytest.raises(ValueError, match="same length"):
         build_network("resnet", 1, 10, widths=[8], blocks=[1, 1])

@@ -81,7 +81,9 @@ def test_step_decays_every_so_many_epochs():
 def test_plateau_decays_when_the_validation_loss_stays():
     training = training_config(schedule="plateau", learning_rate=1.0, plateau_patience=1, step_gamma=0.1)
     assert learning_rates(training, losses=[5, 4, 3, 2, 1, 0.5])[-1] == 1.0
-    assert learning_rates(training, losses=[1, 1, 1, 1, 1, 1])[::BATCHES] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert learning_rates(training, losses=[1, 1, 1, 1, 1, 1])[::BATCHES] == pytest.approx(
+        [1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
 
 
 @pytest.mark.parametrize("architecture", ["basic_cnn", "resnet"])

@@ -32,7 +32,7 @@ def real() -> np.ndarray:
     """The first 64 test images, uint8 (64, 1, 28, 28)."""
     if not TEST_IMAGES.is_file():
         pytest.skip(f"no test images: {TEST_IMAGES} does not exist; set DATA_MIRROR")
-    return read_idx(TEST_IMAGES)[:64, None]
+    return read_idx(TEST_IMAGES)[:64, None].copy()
 
 
 @pytest.mark.parametrize("images", [drawn, real])

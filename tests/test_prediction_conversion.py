@@ -228,7 +228,9 @@ def test_a_prediction_is_plain_json(predictor):
 def test_a_csv_row_holds_the_same_numbers(predictor, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
-    names = [f"{kind.lower()}.{extension}" for kind, extension in zip(CLASSES, ("png", "BMP", "tiff", "webp"), strict=True)]
+    names = [
+        f"{kind.lower()}.{extension}" for kind, extension in zip(CLASSES, ("png", "BMP", "tiff", "webp"), strict=True)
+    ]
     for name, kind in zip(names, CLASSES, strict=True):
         draw_garment(kind).save(folder / name)
     (folder / "broken.jpg").write_bytes(b"no picture")
@@ -240,7 +242,10 @@ def test_a_csv_row_holds_the_same_numbers(predictor, tmp_path):
     for name in names:
         prediction = predictor.predict([(folder / name).read_bytes()])[0]
         row = rows[name]
-        assert (int(row["predicted_class"]), row["predicted_label"]) == (prediction.predicted_class, prediction.predicted_label)
+        assert (int(row["predicted_class"]), row["predicted_label"]) == (
+            prediction.predicted_class,
+            prediction.predicted_label,
+        )
         read = [float(row[f"prob_{label}"]) for label in CLASSES]
         np.testing.assert_allclose(read, list(prediction.probabilities.values()), atol=1e-5)
         assert float(row["confidence"]) == max(read)

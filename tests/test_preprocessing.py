@@ -185,12 +185,17 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def test_mutated_files_give_a_picture_or_an_image_error():
     photo, frames, rng = draw_photo(), [draw_photo().rotate(90 * i, expand=False) for i in range(3)], random.Random(1)
-    files = [encode(photo.convert(mode), kind) for kind in ("PNG", "TIFF", "BMP", "GIF") for mode in ("1", "L", "P", "RGB")]
+    files = [
+        encode(photo.convert(mode), kind) for kind in ("PNG", "TIFF", "BMP", "GIF") for mode in ("1", "L", "P", "RGB")
+    ]
     files += [encode(photo.convert(mode), "JPEG", exif=Image.Exif()) for mode in ("L", "RGB", "CMYK")]
     files += [encode(photo.convert(mode), "TIFF") for mode in ("I", "F", "CMYK", "YCbCr", "RGBA", "LA")]
     files += [encode(photo, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")]
     files += [encode(photo, "WEBP"), encode(photo.convert("RGBA"), "WEBP", lossless=True)]
-    files += [encode(frames[0], kind, save_all=True, append_images=frames[1:]) for kind in ("GIF", "WEBP", "PNG", "TIFF", "MPO")]
+    files += [
+        encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        for kind in ("GIF", "WEBP", "PNG", "TIFF", "MPO")
+    ]
     outcomes = {"picture": 0}
     for _ in range(8000):
         try:

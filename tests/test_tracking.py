@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,8 +33,8 @@ def store(tmp_path, tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory) -> Path:
-    return pipeline_folder(tmp_path_factory.getbasetemp())
+def pipeline(tmp_path_factory, mirror) -> Path:
+    return pipeline_folder(tmp_path_factory.getbasetemp(), mirror)
 
 
 @pytest.fixture
@@ -45,18 +46,18 @@ def server(tmp_path):
             [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
              "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}",
              "--artifacts-destination", str(tmp_path / "artifacts")],
-            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
+            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_healthy(process, address, tmp_path / "server.log")
             yield address
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # it and its worker; nothing of its store is read again
             process.wait(timeout=60)
 
 
-def wait_until_healthy(process: subprocess.Popen, address: str, log: Path, seconds: float = 120) -> None:
+def wait_until_healthy(process: subprocess.Popen, address: str, log: Path, seconds: float = 240) -> None:
     """Poll the server's /health; fail with its log when it ends or does not answer in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:

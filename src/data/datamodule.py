@@ -3,13 +3,14 @@
 import json
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
 import yaml
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.augmentation import BatchAugmentation
 
@@ -34,6 +35,23 @@ class ArrayDataset(Dataset):
         """What DataLoader calls for a batch: one gather instead of a loop over images."""
         index = torch.as_tensor(indices)
         return self.images[index], self.labels[index]
+
+
+class EpochShuffle(Sampler[int]):
+    """Every index once, in an order that only ``seed`` and the epoch decide: a resumed run sees the same batches.
+
+    DataLoader's own shuffle draws from the global generator, at a moment that differs when a run is resumed.
+    """
+
+    def __init__(self, size: int, seed: int, current_epoch: Callable[[], int]):
+        self.size, self.seed, self.current_epoch = size, seed, current_epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.current_epoch() * 101 + 100)
+        return iter(torch.randperm(self.size, generator=generator).tolist())
 
 
 def load_split(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -89,24 +107,29 @@ class ImageDataModule(L.LightningDataModule):
                 f"training.batch_size is {batch} but there are only {images} training images; use a smaller batch"
             )
 
-    def _loader(self, name: str, batch_size: int, shuffle: bool) -> DataLoader:
+    def _loader(self, name: str, batch_size: int, sampler: Sampler | None = None) -> DataLoader:
         return DataLoader(
             self.datasets[name],
             batch_size=batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
+            sampler=sampler,
+            drop_last=sampler is not None,
             num_workers=self.config.data.workers,
             collate_fn=_as_it_is,
+            generator=torch.Generator(),  # of its own, so that iterating does not move the global one
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.config.training.batch_size, shuffle=True)
+        shuffle = EpochShuffle(len(self.datasets["train"]), self.config.seed, self._epoch)
+        return self._loader("train", self.config.training.batch_size, shuffle)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("validation", self.config.evaluation.batch_size, shuffle=False)
+        return self._loader("validation", self.config.evaluation.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test", self.config.evaluation.batch_size, shuffle=False)
+        return self._loader("test", self.config.evaluation.batch_size)
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer is not None else 0
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
         """Augment training batches, on the device that trains."""

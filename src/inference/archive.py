@@ -13,15 +13,17 @@ STATE_NAME = "model.pt"
 CONFIG_NAME = "model_config.json"
 
 
-def save_archived_model(folder: Path, model: ImageClassifier, config: ModelConfig, state_name: str = STATE_NAME) -> None:
-    """Write the two files into ``folder``; equal models give equal bytes."""
+def save_archived_model(folder: Path, model: ImageClassifier, config: ModelConfig, name: str = STATE_NAME) -> None:
+    """Write the two files into ``folder``; equal models give equal bytes. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / state_name)
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    with (folder / name).open("wb") as file:  # given a path, torch writes the file's name into it
+        torch.save(state, file)
     config.save(folder / CONFIG_NAME)
 
 
 def load_archived_model(folder: Path) -> tuple[ImageClassifier, ModelConfig, dict[str, str]]:
-    """Read the two files: ``(model, config, SHA-256 by file name)``. Raises ModelError when one is missing or broken."""
+    """Read the two files: ``(model, config, SHA-256 by file name)``. Raises ModelError when one cannot be used."""
     config = ModelConfig.load(folder / CONFIG_NAME)
     path = folder / STATE_NAME
     if not path.is_file():

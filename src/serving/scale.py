@@ -21,15 +21,18 @@ def scale(management: str, metrics: str, model: str, workers: int, token: str = 
     """Set the number of workers and wait until they are ready; return it. Raises NotReady or OSError.
 
     TorchServe 0.12 removes a worker in the middle of its batch: it interrupts the worker's thread and puts the batch
-    back into the queue, and where the thread is faster those requests answer 500, or never. So before it removes any,
+    back into the queue, and where the thread is faster those requests answer 500. So before it removes any,
     every worker is given a request of ours that keeps it from taking another (``hold`` in torchserve/handler.py).
     Requests wait meanwhile, HOLD seconds at most, and none is lost.
+
+    Not ``synchronous=true``: the thread that waits then is one of the few that take requests, and its clients wait too.
     """
     current = len(json.loads(call(f"{management}/models/{model}", token=token))[0]["workers"])
-    address = f"{management}/models/{model}?min_worker={workers}&max_worker={workers}&synchronous=true"
+    address = f"{management}/models/{model}?min_worker={workers}&max_worker={workers}"
     if workers >= current:
         call(address, token=token, method="PUT", timeout=TIMEOUT)
     else:
+        wait_ready(management, model, TIMEOUT, token)  # a worker that still loads cannot be held
         for _ in range(3):
             if hold_and_call(management, metrics, model, current, address, token):
                 break

@@ -15,6 +15,8 @@ from src.models import ImageClassifier, build_network
 from src.training.module import ClassifierModule
 from src.training.tracking import RunLogger, open_run
 
+LAST_NAME = "last.ckpt"
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,12 +48,13 @@ class Fitted:
     trainer: L.Trainer
     run: RunLogger
     history: list[dict[str, float]]
-    checkpoints: ModelCheckpoint
+    best: ModelCheckpoint
+    last: ModelCheckpoint
 
     @property
     def score(self) -> float:
         """The best value of ``training.monitor``, a validation metric."""
-        return float(self.checkpoints.best_model_score)
+        return float(self.best.best_model_score)
 
 
 def fit(config, tags: dict[str, str] | None = None) -> Fitted:
@@ -71,18 +74,19 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     if config.training.compile:
         model.network.compile()
     data = ImageDataModule(config)
-    checkpoints, last = _checkpoints(config)
-    run = open_run(config, _run_id(checkpoints.dirpath) if last else None, tags)
-    Path(checkpoints.dirpath, "run_id").write_text(run.run_id)
+    best, last = _checkpoints(config)
+    resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
+    run = open_run(config, _run_id(last.dirpath) if resume_from else None, tags)
+    Path(last.dirpath, "run_id").write_text(run.run_id)
     history = History()
-    trainer = build_trainer(config, [history, checkpoints, *_optional_callbacks(config)], run)
+    trainer = build_trainer(config, [history, *_optional_callbacks(config), best, last], run)
     try:
-        trainer.fit(module, data, ckpt_path=last, weights_only=False)
+        trainer.fit(module, data, ckpt_path=resume_from, weights_only=False)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from stop
     if not history.epochs:
-        raise ValueError(f"nothing to do: the run in {checkpoints.dirpath} has had its {config.training.epochs} epochs")
-    return Fitted(module, data, trainer, run, history.epochs, checkpoints)
+        raise ValueError(f"nothing to do: the run in {last.dirpath} has had its {config.training.epochs} epochs")
+    return Fitted(module, data, trainer, run, history.epochs, best, last)
 
 
 def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
@@ -118,19 +122,23 @@ def monitor_mode(monitor: str) -> str:
     return "min" if monitor.endswith("loss") else "max"
 
 
-def _checkpoints(config) -> tuple[ModelCheckpoint, str | None]:
-    """The checkpoint callback, and the checkpoint to resume from (None for a new run, which starts clean)."""
+def _checkpoints(config) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Callbacks that keep the best epoch by the monitor and the last one; a new run starts with a clean folder.
+
+    Two, because ``save_last`` of one writes only when the monitor got better.
+    """
     folder = Path(config.paths.checkpoints)
-    last = folder / "last.ckpt"
-    if config.training.resume and not last.is_file():
-        raise FileNotFoundError(f"training.resume=true, but {last} does not exist; start without it")
+    if config.training.resume and not (folder / LAST_NAME).is_file():
+        raise FileNotFoundError(f"training.resume=true, but {folder / LAST_NAME} does not exist; start without it")
     if not config.training.resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     monitor = config.training.monitor
-    callback = ModelCheckpoint(folder, filename="best", monitor=monitor, mode=monitor_mode(monitor), save_last=True,
-                               enable_version_counter=False)
-    return callback, str(last) if config.training.resume else None
+    best = ModelCheckpoint(
+        folder, filename="best", monitor=monitor, mode=monitor_mode(monitor), enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, filename=Path(LAST_NAME).stem, enable_version_counter=False)
+    return best, last
 
 
 def _run_id(folder: str) -> str | None:

@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 def sweep(path: str, overrides: list[str]) -> list[dict]:
     """Run, or go on with, the sweep of the config at ``path`` with ``overrides``; return the table, best first.
 
-    A row has the monitored validation metric, the values tried, the trial's number and its MLflow run_id. Raises
-    ConfigError and ValueError for a value that cannot be used, FileNotFoundError when the data is not prepared.
+    A row has the monitored validation metric, the values tried and its MLflow run_id. Raises ConfigError
+    and ValueError for a value that cannot be used, FileNotFoundError when the data is not prepared.
     """
     config = load_config(path, overrides)
     space = read_space(config)
@@ -121,7 +121,7 @@ def next_trial(study: optuna.Study, config, space: dict[str, list]) -> optuna.Tr
         study.tell(trial, state=TrialState.FAIL)
         study.enqueue_trial(left[np.random.default_rng(len(done)).integers(len(left))])
         trial = study.ask(distributions)
-    logger.info("trial %d of %d: %s", len(done) + 1, total, "  ".join(f"{k}={v}" for k, v in trial.params.items()))
+    logger.info("trial %d of %d: %s", len(done) + 1, total, describe(trial.params))
     return trial
 
 
@@ -133,17 +133,20 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, path: str, overrides: li
                   for key, value in trial.params.items()]
         config = load_config(path, [*overrides, *chosen, "training.resume=false", f"paths.checkpoints='{folder}'"])
         config.training.epochs = config.sweep.epochs
-        tags = {"mlflow.parentRunId": parent, "mlflow.runName": f"trial {trial.number}"}
-        fitted = fit(config, tags)
+        fitted = fit(config, {"mlflow.parentRunId": parent, "mlflow.runName": describe(trial.params)})
     trial.set_user_attr("run_id", fitted.run.run_id)
     study.tell(trial, fitted.score)
-    logger.info("trial %d: %s %.4f", trial.number, config.training.monitor, fitted.score)
+    logger.info("%s: %s %.4f", describe(trial.params), config.training.monitor, fitted.score)
+
+
+def describe(params: dict) -> str:
+    """A combination on one line."""
+    return "  ".join(f"{key}={value}" for key, value in params.items())
 
 
 def table(study: optuna.Study, monitor: str) -> list[dict]:
     """One row a completed trial, best first."""
-    rows = [{monitor: trial.value, **trial.params, "trial": trial.number, "run_id": trial.user_attrs["run_id"]}
-            for trial in completed(study)]
+    rows = [{monitor: trial.value, **trial.params, "run_id": trial.user_attrs["run_id"]} for trial in completed(study)]
     return sorted(rows, key=lambda row: row[monitor], reverse=study.direction == optuna.study.StudyDirection.MAXIMIZE)
 
 

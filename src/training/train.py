@@ -33,12 +33,13 @@ def train(config) -> dict[str, float]:
     Raises FileNotFoundError when the data is not prepared, ValueError for a value that cannot be used.
     """
     fitted = fit(config)
+    fitted.trainer.callbacks = []  # weight averaging would put its own weights in place of those loaded here
     fitted.trainer.loggers = []  # the curves end here; what follows is logged once, for the best model
     card = _describe(config)
     metrics = {}
     for folder, checkpoint in (
-        (config.paths.final_model, fitted.checkpoints.last_model_path),
-        (config.paths.best_model, fitted.checkpoints.best_model_path),
+        (config.paths.final_model, fitted.last.best_model_path),
+        (config.paths.best_model, fitted.best.best_model_path),
     ):
         state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
         fitted.module.load_state_dict(state)
