@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +24,18 @@ def run(folder: Path, *command: str, **environment: str) -> str:
         "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@localhost",
         "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@localhost",
     }
-    done = subprocess.run(
+    process = subprocess.Popen(
         command, cwd=folder, env=inherited | settings | environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=500,
-    )
-    assert done.returncode == 0, f"{' '.join(command)} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=500)
+    except BaseException:  # the test's own time limit among them: a stage must not outlive its test
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    assert process.returncode == 0, f"{' '.join(command)} exited {process.returncode}:\n{output}\n{errors}"
+    return output
 
 
 @functools.cache

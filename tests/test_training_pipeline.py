@@ -11,11 +11,11 @@ import threading
 import time
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -91,12 +91,12 @@ def test_a_run_leaves_models_plots_and_a_tracked_run(tiny_config, drawn):
     rows = history(config)
     assert [int(float(row["epoch"])) for row in rows] == list(range(8))
     assert {"train_loss", "train_accuracy", "train_f1", "val_loss", "val_accuracy", "val_f1"} <= rows[0].keys()
-    mlflow.set_tracking_uri(config.tracking.uri)
-    run = mlflow.search_runs(experiment_names=[config.tracking.experiment]).iloc[0]
-    assert run["metrics.test_accuracy"] == pytest.approx(metrics["test_accuracy"])
-    assert run["params.training.epochs"] == "8"
-    assert {"tags.git_commit", "tags.dvc_data_hash"} <= set(run.index)
-    artifacts = {item.path for item in mlflow.MlflowClient(config.tracking.uri).list_artifacts(run["run_id"])}
+    client = MlflowClient(config.tracking.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(config.tracking.experiment).experiment_id])
+    assert run.data.metrics["test_accuracy"] == pytest.approx(metrics["test_accuracy"])
+    assert run.data.params["training.epochs"] == "8"
+    assert {"git_commit", "dvc_data_hash"} <= run.data.tags.keys()
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"best_model", "config.yaml", "loss.png", "training_history.csv"} <= artifacts
 
 

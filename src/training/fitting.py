@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import to_dict
 from src.data.datamodule import ImageDataModule, load_class_names, load_data_info
@@ -30,7 +31,8 @@ class History(Callback):
         row = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
         row = {"epoch": trainer.current_epoch, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]} | row
         self.epochs.append(row)
-        logger.info("epoch %s", "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        if trainer.is_global_zero:
+            logger.info("epoch %s", "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
     def state_dict(self) -> dict:
         return {"epochs": self.epochs}
@@ -77,7 +79,8 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     best, last = _checkpoints(config)
     resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
     run = open_run(config, _run_id(last.dirpath) if resume_from else None, tags)
-    Path(last.dirpath, "run_id").write_text(run.run_id)
+    if is_main_process():
+        Path(last.dirpath, "run_id").write_text(run.run_id)
     history = History()
     trainer = build_trainer(config, [history, *_optional_callbacks(config), best, last], run)
     try:
@@ -87,6 +90,11 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     if not history.epochs:
         raise ValueError(f"nothing to do: the run in {last.dirpath} has had its {config.training.epochs} epochs")
     return Fitted(module, data, trainer, run, history.epochs, best, last)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files. With several devices or hosts every other one runs the same code beside it."""
+    return rank_zero_only.rank == 0
 
 
 def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
@@ -100,6 +108,7 @@ def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
         strategy=training.strategy,
         precision=choose_precision(training.precision),
         deterministic=training.deterministic,
+        sync_batchnorm=torch.cuda.is_available(),  # matters with several devices; a CPU has no such layer
         callbacks=callbacks,
         logger=run,
         log_every_n_steps=50,
@@ -130,7 +139,7 @@ def _checkpoints(config) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     folder = Path(config.paths.checkpoints)
     if config.training.resume and not (folder / LAST_NAME).is_file():
         raise FileNotFoundError(f"training.resume=true, but {folder / LAST_NAME} does not exist; start without it")
-    if not config.training.resume:
+    if not config.training.resume and is_main_process():
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     monitor = config.training.monitor

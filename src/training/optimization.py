@@ -38,7 +38,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, training, steps: int) -> di
             optimizer,
             training.learning_rate,
             total_steps=steps + 1,  # the scheduler also steps after the last batch
-            pct_start=training.warmup_fraction,
+            pct_start=max(float(training.warmup_fraction), 2 / (steps + 1)),  # it divides by the length of the warm-up
             anneal_strategy="linear",
             cycle_momentum=False,
             div_factor=10,

@@ -54,7 +54,8 @@ def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = No
     run = RunLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
     if run_id is None:
         run.log_hyperparams({key: str(value) for key, value in flatten(config).items()})
-    logger.info("MLflow run %s in experiment %s at %s", run.run_id, config.tracking.experiment, config.tracking.uri)
+    if run.run_id is not None:  # only the main process of a distributed training has one
+        logger.info("MLflow run %s in experiment %s at %s", run.run_id, config.tracking.experiment, config.tracking.uri)
     return run
 
 

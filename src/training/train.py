@@ -20,7 +20,7 @@ from src.data.datamodule import load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, save_model
 from src.preprocessing import Preprocessing
 from src.training.calibration import fit_temperature
-from src.training.fitting import Fitted, fit
+from src.training.fitting import Fitted, fit, is_main_process
 from src.training.plots import plot_history, save_history
 from src.training.tracking import git_commit, log_results
 
@@ -44,6 +44,8 @@ def train(config) -> dict[str, float]:
         state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
         fitted.module.load_state_dict(state)
         metrics = _evaluate_and_save(fitted, card, folder)
+    if not is_main_process():
+        return metrics
     plots = Path(config.paths.plots)
     save_history(fitted.history, plots / "training_history.csv")
     artifacts = [*plot_history(fitted.history, plots), plots / "training_history.csv", Path(config.paths.best_model),
@@ -76,7 +78,8 @@ def _evaluate_and_save(fitted: Fitted, card: ModelConfig, folder: str) -> dict[s
     logits, labels = predict_logits(module.model, data.datasets["validation"])
     values = {name: round(float(value), 6) for name, value in metrics.items()}
     card = replace(card, metrics=values, temperature=round(fit_temperature(logits, labels), 6))
-    save_model(folder, module.model, card)
+    if is_main_process():
+        save_model(folder, module.model, card)
     return values
 
 

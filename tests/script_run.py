@@ -1,0 +1,85 @@
+"""run_torchserve.sh in a copy of the checkout, run as someone without Java or Docker does; and what runs after it."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from tests.conftest import TIMEOUT
+
+# All that the scripts and TorchServe call; java, docker and nvidia-smi are not among them.
+TOOLS = (
+    *("bash", "cat", "cp", "cut", "dirname", "env", "find", "grep", "head", "id", "kill", "ln", "mkdir", "mktemp"),
+    *("python3", "readlink", "rm", "sed", "seq", "setsid", "sh", "sha256sum", "sleep", "tail", "timeout", "tr"),
+)
+
+
+def bare_environment(folder: Path) -> dict[str, str]:
+    """The environment of a machine that has neither Java nor Docker; ``folder`` becomes its PATH."""
+    for name in TOOLS:
+        (folder / name).symlink_to(shutil.which(name))
+    return {k: v for k, v in os.environ.items() if k not in ("JAVA_HOME", "PYTHONPATH")} | {"PATH": str(folder)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checkout whose script serves on ``ports``."""
+
+    root: Path
+    ports: list[int]
+    environment: dict[str, str]
+
+    def script(self, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+        """Run the script as someone without Java or Docker would."""
+        return subprocess.run(
+            [self.root / "run_torchserve.sh", *arguments], cwd=cwd or self.root, capture_output=True, text=True,
+            timeout=400, stdin=subprocess.DEVNULL, env=self.environment | environment,
+        )  # fmt: skip
+
+    def start(self, *arguments: str, **options) -> subprocess.CompletedProcess:
+        done = self.script("--ports", ",".join(map(str, self.ports)), *arguments, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def keys(self) -> dict:
+        return json.loads((self.root / "torchserve" / ".run" / "key_file.json").read_text())
+
+    def get(self, path: str, key: str = "") -> requests.Response:
+        """GET from the management API."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return requests.get(f"http://127.0.0.1:{self.ports[1]}{path}", headers=headers, timeout=TIMEOUT)
+
+    def predict(self, key: str = "") -> requests.Response:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        body = (self.root / "torchserve" / "sample_input.json").read_bytes()
+        url = f"http://127.0.0.1:{self.ports[0]}/predictions/fashion_mnist"
+        return requests.post(url, body, headers=headers, timeout=TIMEOUT)
+
+
+def pid_of(root: Path) -> int:
+    return int((root / "torchserve" / ".run" / "tmp" / ".model_server.pid").read_text())
+
+
+def processes_of(root: Path) -> list[psutil.Process]:
+    """TorchServe and its workers: all that runs in a folder below ``root`` or has its temporary folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(root / "torchserve"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until_none(root: Path) -> None:
+    deadline = time.monotonic() + 60
+    while left := processes_of(root):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)

@@ -1,0 +1,187 @@
+"""src/export/archive.py: which archives are refused, and that the reason is given."""
+
+import json
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.export.archive import ArchiveError, checksum_path, main, seal, sha256, verify
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def archive(server) -> Path:
+    """The archive that the server serves, its checksum beside it. Read only."""
+    return server.root / "torchserve" / "model-store" / "fashion_mnist.mar"
+
+
+GOOD_MODEL_FILES = ("handler.py", "model.pt", "model-config.yaml")
+
+
+def rewrite(archive: Path, target: Path, changes: dict[str, bytes | None]) -> Path:
+    """A copy of ``archive`` with entries replaced, added or (None) left out, and a checksum that fits."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
+        content = {name: old.read(name) for name in old.namelist()} | changes
+        for name, data in content.items():
+            if data is not None:
+                new.writestr(name, data)
+    return sign(target)
+
+
+def sign(target: Path) -> Path:
+    checksum_path(target).write_text(f"{sha256(target)}  {target.name}\n")
+    return target
+
+
+def test_tampering_is_refused(archive, tmp_path):
+    target = tmp_path / "x.mar"
+    shutil.copy2(archive, target)
+    with pytest.raises(ArchiveError, match=r"x\.mar\.sha256 does not exist, so x\.mar cannot be trusted"):
+        verify(target)
+    checksum_path(target).write_text("")
+    with pytest.raises(ArchiveError, match="was changed"):
+        verify(target)
+    sign(target)
+    verify(target)
+    with target.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"tampered")
+    with pytest.raises(ArchiveError, match=r"was changed: its SHA-256 is .* build it again"):
+        verify(target)
+    sign(target)  # even with a checksum that fits, the content does not
+    with pytest.raises(ArchiveError, match="is damaged"):
+        verify(target)
+    target.unlink()
+    with pytest.raises(ArchiveError, match="does not exist; build it again"):
+        verify(target)
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.py", "src/../../evil.py", "/etc/evil", "C:\\evil.py", "D:evil.py", "\\evil.py", "a\\..\\evil.py"]
+)
+def test_names_that_lead_out_of_the_folder_are_refused(name, archive, tmp_path):
+    with pytest.raises(ArchiveError, match="leads out of its folder; do not serve it"):
+        verify(rewrite(archive, tmp_path / "x.mar", {name: b""}))
+
+
+def test_links_are_refused(archive, tmp_path):
+    target = tmp_path / "x.mar"
+    shutil.copy2(archive, target)
+    link = zipfile.ZipInfo("src/secrets.py")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(target, "a") as opened:
+        opened.writestr(link, "/etc/passwd")
+    with pytest.raises(ArchiveError, match=r"holds 'src/secrets\.py', which is a link"):
+        verify(sign(target))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_duplicate_names_are_refused(archive, tmp_path):
+    target = tmp_path / "x.mar"
+    shutil.copy2(archive, target)
+    with zipfile.ZipFile(target, "a") as opened:
+        opened.writestr("handler.py", "print('second')")
+    with pytest.raises(ArchiveError, match=r"holds handler\.py twice"):
+        verify(sign(target))
+
+
+@pytest.mark.parametrize("name", [*GOOD_MODEL_FILES, "model_config.json", "MAR-INF/MANIFEST.json"])
+def test_missing_files_are_named(name, archive, tmp_path):
+    with pytest.raises(ArchiveError, match=f"misses {name}; build it again"):
+        verify(rewrite(archive, tmp_path / "x.mar", {name: None}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"maxWorker": 4}, "has the keys"),
+        ({"minWorkers": None}, "has the keys"),
+        ({"minWorkers": 0}, "minWorkers is 0; it must be a whole number from 1"),
+        ({"batchSize": "32"}, "batchSize is '32'"),
+        ({"batchSize": True}, "batchSize is True"),
+        ({"maxBatchDelay": -1}, "maxBatchDelay is -1; it must be a whole number from 0"),
+        ({"minWorkers": 9}, "minWorkers must not be above maxWorkers"),
+        ({"handler": {"threads": 0}}, "threads is 0"),
+        ({"handler": {"thread": 1}}, "it must hold threads and nothing else"),
+        ({"handler": 3}, "it must hold threads and nothing else"),
+        ({7: 1}, "has the keys"),
+    ],
+)
+def test_wrong_settings_are_refused(change, said, archive, tmp_path):
+    settings = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text()) | change
+    settings = {key: value for key, value in settings.items() if value is not None}
+    changed = {"model-config.yaml": yaml.safe_dump(settings).encode()}
+    with pytest.raises(ArchiveError, match=said):
+        verify(rewrite(archive, tmp_path / "x.mar", changed))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"a: [", b"\xff\xfe\x00", b"!!python/object:os.system {}"])
+def test_settings_that_are_no_mapping_are_refused(content, archive, tmp_path):
+    with pytest.raises(ArchiveError, match=r"model-config|damaged"):
+        verify(rewrite(archive, tmp_path / "x.mar", {"model-config.yaml": content}))
+
+
+GOOD_MODEL = {"modelName": "a", "modelVersion": "1.0", "handler": "handler.py", "serializedFile": "model.pt",
+              "configFile": "model-config.yaml"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ("{", "is damaged"),
+        ("[]", "has no section model"),
+        ('{"model": 3}', "has no section model"),
+        ({"handler": "../evil.py"}, "names handler '../evil.py'"),
+        ({"handler": "image_classifier"}, "it must be a file of the archive"),
+        ({"serializedFile": None}, "names serializedFile None"),
+        ({"configFile": "other.yaml"}, "names configFile 'other.yaml'"),
+        ({"modelName": "a/b"}, "modelName is 'a/b'"),
+        ({"modelVersion": 1.0}, "modelVersion is 1.0"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(manifest, said, archive, tmp_path):
+    text = manifest if isinstance(manifest, str) else json.dumps({"model": GOOD_MODEL | manifest})
+    with pytest.raises(ArchiveError, match=said):
+        verify(rewrite(archive, tmp_path / "x.mar", {"MAR-INF/MANIFEST.json": text.encode()}))
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"{}", b'"text"', b'{"name": "a", "surprise": 1}'])
+def test_a_broken_model_config_is_refused(content, archive, tmp_path):
+    with pytest.raises(ArchiveError, match="is damaged"):
+        verify(rewrite(archive, tmp_path / "x.mar", {"model_config.json": content}))
+
+
+@pytest.mark.parametrize("size", [0, 100, -100, -5000])
+def test_a_truncated_zip_is_refused(size, archive, tmp_path):
+    target = tmp_path / "x.mar"
+    target.write_bytes(archive.read_bytes()[:size])
+    with pytest.raises(ArchiveError, match="is damaged"):
+        verify(sign(target))
+
+
+def test_sealing_refuses_what_must_not_be_served_and_leaves_the_older_archive(archive, tmp_path):
+    target = tmp_path / "kept.mar"
+    target.write_bytes(b"older")
+    with pytest.raises(ArchiveError, match=r"misses handler\.py"):
+        seal(rewrite(archive, tmp_path / "x.mar", {"handler.py": None}), target)
+    assert target.read_bytes() == b"older"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_commands_exit_with_the_reason(archive, tmp_path, capsys):
+    assert main(["verify", str(archive)]) == 0
+    assert f"verified {archive}" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "no.mar")]) == 1
+    assert main(["seal", str(tmp_path / "no.mar"), str(tmp_path / "out.mar")]) == 1
+    (tmp_path / "text.mar").write_text("text")
+    assert main(["seal", str(tmp_path / "text.mar"), str(tmp_path / "out.mar")]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("error: ") for line in errors)
+    assert sorted(os.listdir(tmp_path)) == ["text.mar"]
