@@ -18,9 +18,10 @@ def draw_trousers(size: int = 28) -> Image.Image:
     scale = 16
     image = Image.new("L", (28 * scale, 28 * scale), 0)
     canvas = ImageDraw.Draw(image)
-    at = lambda *points: [(x * scale, y * scale) for x, y in points]  # noqa: E731
-    canvas.polygon(at((8, 1), (20, 1), (21, 14), (21.5, 27), (15.5, 27), (14.3, 9), (13.7, 9), (12.5, 27), (6.5, 27), (7, 14)), 200)
-    canvas.polygon(at((8, 1), (20, 1), (20.1, 3), (7.9, 3)), 235)
+    legs = [(8, 1), (20, 1), (21, 14), (21.5, 27), (15.5, 27), (14.3, 9), (13.7, 9), (12.5, 27), (6.5, 27), (7, 14)]
+    waistband = [(8, 1), (20, 1), (20.1, 3), (7.9, 3)]
+    for outline, gray in ((legs, 200), (waistband, 235)):
+        canvas.polygon([(x * scale, y * scale) for x, y in outline], gray)
     return image.filter(ImageFilter.GaussianBlur(scale / 3)).resize((size, size), Image.Resampling.LANCZOS)
 
 

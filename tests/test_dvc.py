@@ -96,7 +96,7 @@ def test_metrics_show_and_diff(pipeline):
     shown = json.loads(run(pipeline, "dvc", "metrics", "show", "--json"))
     assert shown[""]["data"]["metrics/test_metrics.json"]["data"]["accuracy"] == measured["accuracy"]
     changes = json.loads(run(pipeline, "dvc", "metrics", "diff", "HEAD~1", "--json"))
-    accuracy = changes["diff"]["metrics/test_metrics.json"]["accuracy"]
+    accuracy = changes["metrics/test_metrics.json"]["accuracy"]
     assert accuracy["new"] == measured["accuracy"]
     assert "accuracy" in run(pipeline, "dvc", "metrics", "diff", "HEAD~1")
 

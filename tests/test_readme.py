@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.conftest import ROOT, copy_checkout, run_script, shrink_experiment
 from tests.drawing import draw_garment
 

@@ -1,6 +1,6 @@
 """Ask a running TorchServe whether it can answer: ``python -m src.serving.operate ready --model fashion_mnist``.
 
-Needs only the standard library, so that a container can use it as its health check.
+Needs only the standard library. ``src.serving.scale`` changes the number of workers.
 """
 
 import argparse
