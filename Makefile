@@ -19,7 +19,7 @@ env: $(VENV)/.requirements  ## make the environment from requirements.txt
 
 $(VENV)/.requirements: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	touch $@
 
 data: env  ## download, verify and split the dataset

@@ -90,7 +90,8 @@ make_environment() {
     local index=()
     # PyTorch's own index has the CPU build, a tenth of the size; without it, or with a GPU, the default one serves.
     if ! command -v nvidia-smi >/dev/null && reachable "$torch_index"; then index=(--extra-index-url "$torch_index"); fi
-    "$python" -m pip install --quiet --disable-pip-version-check --progress-bar on "${index[@]}" \
+    # Python compiles the few modules that it imports; compiling all would take twice as long as the rest.
+    "$python" -m pip install --quiet --disable-pip-version-check --no-compile "${index[@]}" \
         -r torchserve/requirements.txt || fail "pip could not install torchserve/requirements.txt; see its message above"
     echo "$wanted" >"$venv/.requirements"
 }

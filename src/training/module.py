@@ -48,9 +48,7 @@ class ClassifierModule(L.LightningModule):
         metrics = self.metrics[f"{split}_"]
         metrics.update(logits.detach(), labels)
         size = len(labels)
-        self.log(
-            f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True
-        )
+        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val", batch_size=size)
         return loss
 
