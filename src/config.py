@@ -37,7 +37,19 @@ def load_config(path: str | Path = DEFAULT_CONFIG, overrides: list[str] | None =
         raise ConfigError(_explain(error, path, overrides)) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:  # Hydra raises ValueError too
         raise ConfigError(f"{path.name}: {error}") from error
+    _check_sections(OmegaConf.load(path), config, "")
     return config
+
+
+def _check_sections(expected: DictConfig, found: DictConfig, prefix: str) -> None:
+    """No section of the config file was replaced by a value. Raises ConfigError."""
+    for key in expected:
+        section = expected._get_node(key)
+        if isinstance(section, DictConfig) and key in found:
+            if not isinstance(found[key], DictConfig):
+                example = f"{prefix}{key}.{next(iter(section), 'key')}"
+                raise ConfigError(f"{prefix}{key} is a section, not a value; set its keys, for example {example}=...")
+            _check_sections(section, found[key], f"{prefix}{key}.")
 
 
 def _explain(error: Exception, path: Path, overrides: list[str]) -> str:
@@ -56,8 +68,6 @@ def _explain(error: Exception, path: Path, overrides: list[str]) -> str:
                 valid = sorted(str(k) for k in node if k != "defaults") if isinstance(node, DictConfig) else []
                 if valid:
                     return f"unknown key {part!r} in override {override!r}; valid keys there: {', '.join(valid)}"
-                if isinstance(node, DictConfig):  # an open section such as model.args
-                    return f"unknown key {part!r} in override {override!r}; to add it write +{override}"
                 break
             node = node._get_node(part)
     return str(error.__cause__ or error)

@@ -169,8 +169,8 @@ def tiny_overrides(drawn, mlflow_store, tmp_path) -> list[str]:
         *(f"paths.{name}={path}" for name, path in paths.items()),
         f"tracking.uri={mlflow_store}",
         f"tracking.experiment=test-{tmp_path.parent.name}-{tmp_path.name}",
-        "model.args.widths=[8,16]",
-        "model.args.blocks=[0,0]",
+        "model.resnet.widths=[8,16]",
+        "model.resnet.blocks=[0,0]",
         "training.epochs=2",
         "training.batch_size=32",
         "training.accelerator=cpu",
@@ -188,7 +188,7 @@ def shrink_experiment(root: Path) -> None:
     """Make the flagship's config in ``root`` train a tiny network on few images for one epoch."""
     path = root / "configs" / "experiment" / "fashion_mnist.yaml"
     settings = yaml.safe_load(path.read_text())
-    settings["model"] = {"architecture": "resnet", "args": {"widths": [8, 16], "blocks": [0, 1]}}
+    settings["model"] = {"architecture": "resnet", "resnet": {"widths": [8, 16], "blocks": [0, 1]}}
     settings["training"] = {"epochs": 1, "batch_size": 64}
     settings["data"]["limit"] = 1000
     path.write_text("# @package _global_\n" + yaml.safe_dump(settings))

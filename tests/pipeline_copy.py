@@ -21,8 +21,10 @@ def run(folder: Path, *command: str, **environment: str) -> str:
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc-site"),
         "OMP_NUM_THREADS": "1",  # the nets are so small that threads would only wait for each other
-        "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@localhost",
-        "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@localhost",
+        "GIT_AUTHOR_NAME": "test",
+        "GIT_AUTHOR_EMAIL": "test@localhost",
+        "GIT_COMMITTER_NAME": "test",
+        "GIT_COMMITTER_EMAIL": "test@localhost",
     }
     process = subprocess.Popen(
         command, cwd=folder, env=inherited | settings | environment, stdin=subprocess.DEVNULL,
@@ -48,7 +50,7 @@ def pipeline_folder(parent: Path, mirror: Path) -> Path:
     folder = copy_checkout(parent / "pipeline" / "repository")
     experiment = yaml.safe_load((folder / EXPERIMENT).read_text())
     experiment["data"] |= {"limit": 1000, "validation_size": 500}
-    experiment["model"] = {"architecture": "resnet", "args": {"widths": [4, 4, 4], "blocks": [0, 1, 1]}}
+    experiment["model"] = {"architecture": "resnet", "resnet": {"widths": [4, 4, 4], "blocks": [0, 1, 1]}}
     experiment["training"] |= {"epochs": 2, "batch_size": 100}
     run(folder, "git", "init", "--quiet")
     commit(folder, "as it is")

@@ -34,7 +34,8 @@ def checksums(folder: Path, paths: list[str]) -> dict[str, str]:
     files = [file for path in paths for file in [folder / path, *(folder / path).rglob("*")] if file.is_file()]
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in files if "raw" not in file.relative_to(folder).parts
+        for file in files
+        if "raw" not in file.relative_to(folder).parts
     }
 
 

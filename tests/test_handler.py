@@ -210,5 +210,3 @@ def test_holding_a_worker(ask):
     [(status, _)] = ask(raw(PNG, hold_until=str(time.time() + 100)))  # a client cannot
     assert status == 200
     assert time.time() < started + 100
-
-

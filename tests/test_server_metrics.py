@@ -11,7 +11,7 @@ from tests.conftest import TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG, as_base64, as_json
 
-SAMPLE = re.compile(r'^(\w+)\{(.*)\} (\S+)$', re.MULTILINE)
+SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 

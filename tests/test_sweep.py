@@ -26,8 +26,11 @@ def project(tmp_path, tmp_path_factory, monkeypatch) -> Path:
     config = yaml.safe_load((ROOT / "configs" / "config.yaml").read_text())
     config["training"] |= {"batch_size": 50, "optimizer": "sgd"}
     config["sweep"] = {"method": "grid", "trials": 2, "epochs": 1, "space": SPACE}
-    experiment = {"name": "drawn", "data": {"dataset": "fashion_mnist"},
-                  "model": {"architecture": "resnet", "args": {"widths": [4, 4, 4], "blocks": [0, 0, 0]}}}
+    experiment = {
+        "name": "drawn",
+        "data": {"dataset": "fashion_mnist"},
+        "model": {"architecture": "resnet", "resnet": {"widths": [4, 4, 4], "blocks": [0, 0, 0]}},
+    }
     (tmp_path / "configs" / "experiment").mkdir(parents=True)
     (tmp_path / "configs" / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "configs" / "experiment" / "fashion_mnist.yaml").write_text(

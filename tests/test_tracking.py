@@ -43,10 +43,26 @@ def server(tmp_path):
     port = free_ports(1)[0]
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}",
-             "--artifacts-destination", str(tmp_path / "artifacts")],
-            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            [
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                f"sqlite:///{tmp_path / 'server.db'}",
+                "--artifacts-destination",
+                str(tmp_path / "artifacts"),
+            ],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             address = f"http://127.0.0.1:{port}"
@@ -100,8 +116,15 @@ def test_pipeline_run_is_recorded(pipeline):
     assert run["metrics.test_accuracy"] == pytest.approx(card["metrics"]["test_accuracy"])
     assert run["metrics.best_val_accuracy"] == pytest.approx(card["metrics"]["val_accuracy"])
     assert artifact_paths(client, run["run_id"]) >= {
-        "best_model/config.json", "best_model/model.safetensors", "config.yaml", "dvc.lock", "training.log",
-        "loss.png", "accuracy.png", "f1.png", "training_history.csv",
+        "best_model/config.json",
+        "best_model/model.safetensors",
+        "config.yaml",
+        "dvc.lock",
+        "training.log",
+        "loss.png",
+        "accuracy.png",
+        "f1.png",
+        "training_history.csv",
     }
 
 

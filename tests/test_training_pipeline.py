@@ -68,8 +68,8 @@ def predicts_what_it_was_measured_with(config, metrics, drawn) -> None:
 
 def test_a_run_leaves_models_plots_and_a_tracked_run(tiny_config, drawn):
     config = tiny_config(
-        "model.args.widths=[8,16,32]",
-        "model.args.blocks=[0,0,0]",
+        "model.resnet.widths=[8,16,32]",
+        "model.resnet.blocks=[0,0,0]",
         "training.epochs=8",
         "training.batch_size=16",
         "training.optimizer=adam",
@@ -184,8 +184,7 @@ def test_other_optimizers_and_schedules_train(tiny_config, name):
 
 
 def test_another_network_trains(tiny_overrides, tiny_config):
-    tiny_overrides.remove("model.args.blocks=[0,0]")
-    config = tiny_config("model.architecture=basic_cnn", "~model.args.blocks", "training.monitor=val_f1")
+    config = tiny_config("model.architecture=basic_cnn", "model.basic_cnn.widths=[8,16]", "training.monitor=val_f1")
     assert 0 <= train(config)["test_accuracy"] <= 1
     assert load_model(config.paths.best_model)[1].architecture == "basic_cnn"
 
@@ -194,7 +193,8 @@ def test_another_network_trains(tiny_overrides, tiny_config):
     ("overrides", "message"),
     [
         (["model.architecture=vgg"], f"'vgg'; valid: {', '.join(list_architectures())}"),
-        (["+model.args.depth=3"], "unknown model.args depth for resnet; valid: widths, blocks, dropout"),
+        (["+model.resnet.depth=3"], "unknown arguments depth for resnet; valid: widths, blocks, dropout"),
+        (["training.monitor=val_acc"], "'val_acc'; valid: val_accuracy, val_f1, val_loss"),
         (["training.optimizer=lion"], "'lion'; valid: adam, adamw, sgd"),
         (["training.schedule=linear"], "'linear'; valid: one_cycle, cosine, step, plateau"),
         (["training.batch_size=1000"], "training.batch_size is 1000"),

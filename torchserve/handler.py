@@ -122,16 +122,32 @@ class ImageClassifierHandler:
         for confidence in confidences:
             metrics.add_metric("Confidence", confidence, "ratio", metric_type=MetricTypes.HISTOGRAM)
         for stage, begin, end in zip(("decode", "inference", "encode"), times, times[1:], strict=False):
-            metrics.add_metric("StageSeconds", end - begin, "s", dimensions=[Dimension("Stage", stage)],
-                               metric_type=MetricTypes.HISTOGRAM)
+            metrics.add_metric(
+                "StageSeconds",
+                end - begin,
+                "s",
+                dimensions=[Dimension("Stage", stage)],
+                metric_type=MetricTypes.HISTOGRAM,
+            )
 
     def describe_handle(self) -> dict:
         """What ``GET /models/NAME?customized=true`` adds: classes, metrics, hashes and versions."""
         config = asdict(self.predictor.config)
         return {
             "model_version": self.version,
-            **{key: config[key] for key in ("name", "architecture", "class_names", "preprocessing", "temperature",
-                                            "metrics", "data_hash", "git_commit")},
+            **{
+                key: config[key]
+                for key in (
+                    "name",
+                    "architecture",
+                    "class_names",
+                    "preprocessing",
+                    "temperature",
+                    "metrics",
+                    "data_hash",
+                    "git_commit",
+                )
+            },
             "sha256": self.checksums,
             "versions": {"torch": torch.__version__, "torchserve": ts.__version__, "numpy": np.__version__},
             "device": str(self.predictor.device),

@@ -33,7 +33,7 @@ def _build_timm(
     source = {}
     if weights is not None:
         if not Path(weights).is_file():
-            raise FileNotFoundError(f"model.args.weights names {weights}, which does not exist")
+            raise FileNotFoundError(f"weights names {weights}, which does not exist")
         source = {"pretrained_cfg_overlay": {"file": weights}}
     return timm.create_model(
         name,

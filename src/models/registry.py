@@ -32,8 +32,5 @@ def build_network(architecture: str, channels: int, classes: int, **args) -> nn.
     valid = [name for name in inspect.signature(builder).parameters if name not in ("channels", "classes")]
     unknown = sorted(set(args) - set(valid))
     if unknown:
-        raise ValueError(
-            f"unknown model.args {', '.join(unknown)} for {architecture}; valid: {', '.join(valid)} "
-            "(drop one that the experiment sets with ~model.args.NAME)"
-        )
+        raise ValueError(f"unknown arguments {', '.join(unknown)} for {architecture}; valid: {', '.join(valid)}")
     return builder(channels, classes, **args)

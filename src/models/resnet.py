@@ -39,7 +39,7 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if len(widths) != len(blocks):
-            raise ValueError(f"model.args: widths {list(widths)} and blocks {list(blocks)} must have the same length")
+            raise ValueError(f"resnet: widths {list(widths)} and blocks {list(blocks)} must have the same length")
         layers: list[nn.Module] = []
         for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             layers += [conv_bn(channels, width, stride=2 if stage else 1), nn.ReLU()]

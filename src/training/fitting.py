@@ -17,6 +17,7 @@ from src.training.module import ClassifierModule
 from src.training.tracking import RunLogger, open_run
 
 LAST_NAME = "last.ckpt"
+MONITORS = ("val_accuracy", "val_f1", "val_loss")
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +67,12 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     Raises FileNotFoundError when the data is not prepared, ValueError for a value that cannot be used,
     KeyboardInterrupt on Ctrl-C.
     """
+    if config.training.monitor not in MONITORS:
+        raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
     L.seed_everything(config.seed, workers=True, verbose=False)
     class_names, info = load_class_names(config.data.directory), load_data_info(config.paths.metrics)
     network = build_network(
-        config.model.architecture, config.preprocessing.channels, len(class_names), **to_dict(config)["model"]["args"]
+        config.model.architecture, config.preprocessing.channels, len(class_names), **architecture_args(config)
     )
     model = ImageClassifier(network, info["mean"], info["std"]).to(memory_format=torch.channels_last)
     module = ClassifierModule(model, config.training, len(class_names), config.seed)
@@ -90,6 +93,11 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     if not history.epochs:
         raise ValueError(f"nothing to do: the run in {last.dirpath} has had its {config.training.epochs} epochs")
     return Fitted(module, data, trainer, run, history.epochs, best, last)
+
+
+def architecture_args(config) -> dict:
+    """The arguments that the config gives the chosen architecture; none for an architecture it does not know."""
+    return to_dict(config)["model"].get(config.model.architecture, {})
 
 
 def is_main_process() -> bool:

@@ -8,7 +8,8 @@ run under one parent run. The same command goes on with an interrupted sweep. No
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import csv
 import hashlib
@@ -111,8 +112,11 @@ def next_trial(study: optuna.Study, config, space: dict[str, list]) -> optuna.Tr
     total = wanted(config, space)
     if len(done) >= total:
         return None
-    left = [combination for values in itertools.product(*space.values())
-            if (combination := dict(zip(space, values, strict=True))) not in done]
+    left = [
+        combination
+        for values in itertools.product(*space.values())
+        if (combination := dict(zip(space, values, strict=True))) not in done
+    ]
     distributions = {key: CategoricalDistribution(values) for key, values in space.items()}
     if config.sweep.method == "grid":
         study.enqueue_trial(left[0])
@@ -128,9 +132,7 @@ def next_trial(study: optuna.Study, config, space: dict[str, list]) -> optuna.Tr
 def run_trial(study: optuna.Study, trial: optuna.Trial, path: str, overrides: list[str], parent: str) -> None:
     """Train ``trial``'s combination in a temporary folder and tell ``study`` its validation metric."""
     with tempfile.TemporaryDirectory() as folder:
-        # ++ adds a key: an architecture's arguments need not all stand in the config; every other key must.
-        chosen = [f"++{key}={value}" if key.startswith("model.args.") else f"{key}={value}"
-                  for key, value in trial.params.items()]
+        chosen = [f"{key}={value}" for key, value in trial.params.items()]
         config = load_config(path, [*overrides, *chosen, "training.resume=false", f"paths.checkpoints='{folder}'"])
         config.training.epochs = config.sweep.epochs
         fitted = fit(config, {"mlflow.parentRunId": parent, "mlflow.runName": describe(trial.params)})

@@ -7,7 +7,8 @@ MLflow run. ``training.resume=true`` goes on with an interrupted run.
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import logging
 from dataclasses import replace
@@ -15,12 +16,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from src.config import config_parser, parse_config, to_dict
+from src.config import config_parser, parse_config
 from src.data.datamodule import load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, save_model
 from src.preprocessing import Preprocessing
 from src.training.calibration import fit_temperature
-from src.training.fitting import Fitted, fit, is_main_process
+from src.training.fitting import Fitted, architecture_args, fit, is_main_process
 from src.training.plots import plot_history, save_history
 from src.training.tracking import git_commit, log_results
 
@@ -48,8 +49,13 @@ def train(config) -> dict[str, float]:
         return metrics
     plots = Path(config.paths.plots)
     save_history(fitted.history, plots / "training_history.csv")
-    artifacts = [*plot_history(fitted.history, plots), plots / "training_history.csv", Path(config.paths.best_model),
-                 Path(config.paths.logs) / "training.log", Path("dvc.lock")]
+    artifacts = [
+        *plot_history(fitted.history, plots),
+        plots / "training_history.csv",
+        Path(config.paths.best_model),
+        Path(config.paths.logs) / "training.log",
+        Path("dvc.lock"),
+    ]
     logger.info("best model -> %s  %s", config.paths.best_model, "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
     # The plain val_ names are the curves; the best model's values stand beside them.
     final = {name if name.startswith("test_") else f"best_{name}": value for name, value in metrics.items()}
@@ -63,7 +69,7 @@ def _describe(config) -> ModelConfig:
     return ModelConfig(
         name=config.name,
         architecture=config.model.architecture,
-        architecture_args=to_dict(config)["model"]["args"],
+        architecture_args=architecture_args(config),
         class_names=load_class_names(config.data.directory),
         preprocessing=Preprocessing(**config.preprocessing),
         data_hash=info["data_hash"],
