@@ -19,6 +19,7 @@ from src.data.prepare import describe, prepare
 from tests.drawing import GARMENTS, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = "configs/experiment/fashion_mnist.yaml"
 TIMEOUT = 30  # seconds for one HTTP request
 DRAWN = {"train": 256, "validation": 64, "test": 64}  # images in each split of the drawn dataset
 
@@ -185,10 +186,10 @@ def tiny_config(tiny_overrides, tmp_path, monkeypatch):
 
 
 def shrink_experiment(root: Path) -> None:
-    """Make the flagship's config in ``root`` train a tiny network on few images for one epoch."""
-    path = root / "configs" / "experiment" / "fashion_mnist.yaml"
+    """Make the flagship's experiment in ``root`` train a tiny network on 1,000 images for two epochs."""
+    path = root / EXPERIMENT
     settings = yaml.safe_load(path.read_text())
-    settings["model"] = {"architecture": "resnet", "resnet": {"widths": [8, 16], "blocks": [0, 1]}}
-    settings["training"] = {"epochs": 1, "batch_size": 64}
-    settings["data"]["limit"] = 1000
+    settings["data"] |= {"limit": 1000, "validation_size": 500}
+    settings["model"] = {"architecture": "resnet", "resnet": {"widths": [4, 4, 4], "blocks": [0, 1, 1]}}
+    settings["training"] |= {"epochs": 2, "batch_size": 100}
     path.write_text("# @package _global_\n" + yaml.safe_dump(settings))

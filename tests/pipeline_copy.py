@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-from conftest import copy_checkout
-
-EXPERIMENT = "configs/experiment/fashion_mnist.yaml"
+from tests.conftest import copy_checkout, shrink_experiment
 
 
 def run(folder: Path, *command: str, **environment: str) -> str:
@@ -48,13 +45,9 @@ def pipeline_folder(parent: Path, mirror: Path) -> Path:
     tiny experiment with its results.
     """
     folder = copy_checkout(parent / "pipeline" / "repository")
-    experiment = yaml.safe_load((folder / EXPERIMENT).read_text())
-    experiment["data"] |= {"limit": 1000, "validation_size": 500}
-    experiment["model"] = {"architecture": "resnet", "resnet": {"widths": [4, 4, 4], "blocks": [0, 1, 1]}}
-    experiment["training"] |= {"epochs": 2, "batch_size": 100}
     run(folder, "git", "init", "--quiet")
     commit(folder, "as it is")
-    (folder / EXPERIMENT).write_text("# @package _global_\n" + yaml.safe_dump(experiment))
+    shrink_experiment(folder)
     run(folder, "dvc", "repro", DATA_MIRROR=str(mirror))
     commit(folder, "a tiny experiment")
     return folder

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT
 
 from src.config import DEFAULT_CONFIG, load_config, to_dict
 from src.data.augmentation import BatchAugmentation, brighten, crop, erase, flip, rotate
+from tests.conftest import ROOT
 
 ALL = {"horizontal_flip": 0.5, "crop_padding": 2, "rotation_degrees": 15, "brightness": 0.3, "erasing": 0.5}
 

@@ -1,9 +1,9 @@
 """src/config.py: one config, overrides, and errors that name the remedy."""
 
 import pytest
-from conftest import ROOT
 
 from src.config import DEFAULT_CONFIG, ConfigError, config_parser, flatten, load_config, parse_config, to_dict, to_yaml
+from tests.conftest import ROOT
 
 CONFIG = ROOT / DEFAULT_CONFIG
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
 
 from src.data.datamodule import load_class_names, load_data_info, load_split
 from src.data.download import md5
 from src.data.fashion_mnist import CLASS_NAMES, FILES, read_idx
 from src.data.prepare import split, stands_in
+from tests.conftest import ROOT
 
 COUNTS = {"train": 54_990, "validation": 5_000, "test": 10_000}
 

@@ -4,10 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import free_ports
 
 from src.data import download
 from src.data.download import DownloadError, fetch
+from tests.conftest import free_ports
 from tests.file_server import serve
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -9,7 +9,9 @@ import boto3
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
-from pipeline_copy import EXPERIMENT, pipeline_folder, run
+
+from tests.conftest import EXPERIMENT
+from tests.pipeline_copy import pipeline_folder, run
 
 STAGES = ["prepare", "train", "evaluate", "export", "archive"]
 UP_TO_DATE = "Data and pipelines are up to date."

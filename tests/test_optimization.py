@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
 
 from src.config import DEFAULT_CONFIG, load_config
 from src.models import build_network
 from src.training.optimization import SCHEDULES, build_optimizer, build_schedule, parameter_groups
+from tests.conftest import ROOT
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 EPOCHS, BATCHES = 6, 5

@@ -12,13 +12,13 @@ import mlflow
 import pytest
 import requests
 import yaml
-from conftest import ROOT, free_ports
 from mlflow import MlflowClient
-from mlflow_store import new_store
-from pipeline_copy import pipeline_folder
 
 from src.config import load_config
 from src.training.tracking import dvc_data_hash, git_commit, log_evaluation, log_results, open_run
+from tests.conftest import ROOT, free_ports
+from tests.mlflow_store import new_store
+from tests.pipeline_copy import pipeline_folder
 
 EXPERIMENT = "fashion-mnist-classification"
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,6 +22,7 @@ from src.data.datamodule import load_split
 from src.inference import Predictor
 from src.models import list_architectures, load_model
 from src.training.train import train
+from tests.conftest import ROOT
 from tests.drawing import GARMENTS, draw_garment, encode
 
 
