@@ -203,7 +203,7 @@ start_docker() {
     say "Starting the container $container"
     local arguments=()
     if [[ $secure == yes ]]; then arguments=(--models "$model=$model.mar"); fi  # the image's own add --disable-token-auth
-    docker run --detach --name "$container" --read-only --tmpfs /tmp --tmpfs /home/model-server \
+    docker run --detach --name "$container" --read-only --tmpfs /tmp:exec --tmpfs /home/model-server \
         --publish "127.0.0.1:$inference:8080" --publish "127.0.0.1:$management:8081" \
         --publish "127.0.0.1:$metrics:8082" "$image" "${arguments[@]}" >/dev/null
 }

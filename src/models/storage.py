@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from src.models.classifier import ImageClassifier
 from src.models.registry import build_network
@@ -92,7 +93,7 @@ def save_model(folder: str | Path, model: ImageClassifier, config: ModelConfig) 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_NAME)
+    (folder / WEIGHTS_NAME).write_bytes(serialize(weights))
     config.save(folder / CONFIG_NAME)
 
 
