@@ -86,7 +86,7 @@ make_environment() {
     local base; base=$(command -v python3) || fail "python3 is missing; install Python 3.11 or newer"
     "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$base is older than Python 3.11; install a newer one"
     "$base" -c 'import ensurepip' 2>/dev/null || fail "$base has no venv module; on Debian: apt-get install python3-venv"
-    "$base" -m venv --clear "$venv"
+    "$base" -m venv --clear "$(readlink -m "$venv")"  # venv itself refuses a link
     local index=()
     # PyTorch's own index has the CPU build, a tenth of the size; without it, or with a GPU, the default one serves.
     if ! command -v nvidia-smi >/dev/null && reachable "$torch_index"; then index=(--extra-index-url "$torch_index"); fi
