@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = re.compile(
     r"```bash\n(?P<command>.*?)\n```\n(?:\n`(?P<status>\w+)`:\n\n```\w+\n(?P<answer>.*?)\n```\n)?", re.DOTALL
 )
-METRICS = r"Predictions|RejectedInputs|Confidence_(count|sum)|StageSeconds_(count|sum)|Holds|Requests|ts_"
+METRICS = r"Predictions|RejectedInputs|Confidence_(count|sum)|StageSeconds_(count|sum)|Holds|Requests[24]XX|ts_"
 LONGEST = 160  # characters of a string that are shown
 
 
