@@ -102,7 +102,7 @@ def test_no_name_shadows_a_module_of_torchserve(archive):
 
 
 def test_torchserve_reads_every_key_of_the_settings(server):
-    """TorchServe ignores what it does not know; its jar, there once ``server`` runs, holds the setters of what it does."""
+    """TorchServe ignores what it does not know; the jar, there once ``server`` runs, holds its setters."""
     settings = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())
     jar = next(SERVING_PYTHON.parents[1].glob("lib/python*/site-packages/ts/frontend/model-server.jar"))
     with zipfile.ZipFile(jar) as opened:

@@ -1,4 +1,4 @@
-"""src/training/calibration.py and plots.py: the temperature, the calibration error, the pictures of a run."""
+"""src/training/calibration.py and plots.py: the calibration, its error, the pictures of a run."""
 
 import csv
 import warnings
@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from src.training.calibration import expected_calibration_error, fit_temperature
+from src.inference.predictor import calibrate
+from src.training.calibration import expected_calibration_error, fit_calibration
 from src.training.plots import plot_confusion, plot_history, save_confusion_pairs, save_history
 
 
@@ -24,20 +25,33 @@ def calibrated():
 @pytest.mark.parametrize("factor", [0.25, 1.0, 3.0])
 def test_temperature_undoes_a_factor(calibrated, factor):
     logits, labels = calibrated
-    assert fit_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.05)
+    assert fit_calibration(logits * factor, labels) == pytest.approx((factor, 1.0), rel=0.1)
 
 
-def test_temperature_lowers_the_calibration_error(calibrated):
+def test_calibration_undoes_a_bent_scale(calibrated):
+    """Distances to the highest logit under a power, as label smoothing leaves them."""
     logits, labels = calibrated
-    before = expected_calibration_error(softmax(logits * 3, axis=1), labels)
-    after = expected_calibration_error(softmax(logits * 3 / fit_temperature(logits * 3, labels), axis=1), labels)
-    assert before > 0.1
+    highest = logits.max(1, keepdims=True)
+    bent = highest - 2 * (highest - logits) ** (1 / 1.5)
+    temperature, exponent = fit_calibration(bent, labels)
+    assert (temperature, exponent) == pytest.approx((2.0, 1.5), rel=0.1)
+    before = expected_calibration_error(softmax(bent, axis=1), labels)
+    after = expected_calibration_error(calibrate(bent, temperature, exponent), labels)
+    assert before > 0.03
     assert after < 0.02
 
 
-def test_temperature_of_huge_logits_is_finite():
+def test_exponent_one_is_temperature_scaling(calibrated):
+    logits = calibrated[0].astype(np.float32)
+    probabilities = calibrate(logits, 1.5, 1.0)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, softmax(logits / 1.5, axis=1), rtol=1e-5)
+    assert (calibrate(logits, 0.7, 1.6).argmax(1) == logits.argmax(1)).all()
+
+
+def test_calibration_of_huge_logits_is_finite():
     logits = np.array([[1e4, 0.0], [0.0, 1e4], [1e4, 0.0]])
-    assert np.isfinite(fit_temperature(logits, np.array([0, 1, 1])))
+    assert np.isfinite(fit_calibration(logits, np.array([0, 1, 1]))).all()
 
 
 def test_calibration_error_by_hand():

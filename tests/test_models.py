@@ -69,7 +69,9 @@ def test_training_reaches_every_parameter(architecture):
 
 @pytest.mark.parametrize("architecture", list_architectures())
 def test_saving_and_loading_is_exact(architecture, tmp_path):
-    config = config_of(architecture, temperature=1.5, metrics={"test_accuracy": 0.9}, data_hash="1a", git_commit="2b")
+    config = config_of(
+        architecture, temperature=1.5, exponent=1.2, metrics={"test_accuracy": 0.9}, data_hash="1a", git_commit="2b"
+    )
     model = trained(config)
     save_model(tmp_path / "a", model.to(memory_format=torch.channels_last), config)
     loaded, read = load_model(tmp_path / "a")
@@ -132,6 +134,7 @@ def test_local_weights_are_loaded_and_the_head_is_new(tmp_path):
         ({"temperature": 0}, "above 0"),
         ({"temperature": float("nan")}, "above 0"),
         ({"temperature": float("inf")}, "above 0"),
+        ({"exponent": 0}, "exponent is 0"),
         ({"temperature": "warm"}, "config.json"),
         ({"preprocessing": {"height": 28}}, "config.json"),
         ({"preprocessing": None}, "config.json"),

@@ -143,6 +143,7 @@ class ImageClassifierHandler:
                     "class_names",
                     "preprocessing",
                     "temperature",
+                    "exponent",
                     "metrics",
                     "data_hash",
                     "git_commit",

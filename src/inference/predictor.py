@@ -12,6 +12,18 @@ from src.models import ModelConfig, load_model
 from src.preprocessing import ImageError, preprocess
 
 
+def calibrate(logits: np.ndarray, temperature: float, exponent: float) -> np.ndarray:
+    """Logits float (N, classes) -> probabilities of the same shape and dtype, each row in the order of its logits.
+
+    The softmax of ``-((highest - logit) / temperature) ** exponent``. Exponent 1 is temperature scaling (Guo et al.
+    2017, arXiv:1706.04599); another bends the scale too, which label smoothing calls for. It is one of those that
+    keep the order of the logits (Rahimi et al. 2020, arXiv:2003.06820).
+    """
+    distances = (logits.max(1, keepdims=True) - logits) / temperature
+    weights = np.exp(-(distances**exponent))
+    return weights / weights.sum(1, keepdims=True)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """``predicted_class``: index into the class names; ``probabilities``: by class name, summing to 1."""
@@ -42,8 +54,8 @@ class Predictor:
     @torch.inference_mode()
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, C, H, W) -> calibrated probabilities float32 (N, classes)."""
-        logits = self.model(torch.from_numpy(images).to(self.device)).float()
-        return torch.softmax(logits / self.config.temperature, dim=1).cpu().numpy()
+        logits = self.model(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
+        return calibrate(logits, self.config.temperature, self.config.exponent)
 
     def label(self, probabilities: np.ndarray) -> Prediction:
         """One row of ``probabilities`` as a Prediction."""

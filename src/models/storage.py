@@ -35,7 +35,8 @@ class ModelConfig:
     architecture_args: dict[str, Any]
     class_names: list[str]
     preprocessing: Preprocessing
-    temperature: float = 1.0  # logits are divided by it before the softmax (Guo et al. 2017, arXiv:1706.04599)
+    temperature: float = 1.0  # with the exponent: how logits become probabilities (``calibrate`` of src/inference)
+    exponent: float = 1.0
     metrics: dict[str, float] = field(default_factory=dict)  # on the test set
     data_hash: str = ""  # of the training data, from metrics/data_info.yaml
     git_commit: str = ""
@@ -45,8 +46,9 @@ class ModelConfig:
         strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
         if not strings or len(names) < 2 or len(set(names)) != len(names):
             raise ModelError(f"class_names must be a list of at least two different names, not {names!r}")
-        if not 0 < self.temperature < math.inf:
-            raise ModelError(f"temperature is {self.temperature}; it must be above 0 and finite")
+        for key in ("temperature", "exponent"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ModelError(f"{key} is {getattr(self, key)}; it must be above 0 and finite")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str) -> "ModelConfig":

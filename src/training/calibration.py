@@ -1,21 +1,28 @@
-"""How far confidence can be believed, and the one number that mends it."""
+"""How far confidence can be believed, and the two numbers that mend it."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.optimize import minimize
+
+from src.inference.predictor import calibrate
+
+SMALLEST = 1e-12  # below it a probability counts as this, so that its logarithm is finite
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T that minimises the negative log-likelihood of softmax(logits / T) (Guo et al. 2017, arXiv:1706.04599).
+def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The temperature and exponent of ``calibrate`` with the least negative log-likelihood.
 
-    logits: float (N, classes); labels: int (N,). Fit it on validation data, never on the test set.
+    logits: float (N, classes); labels: int (N,). Fit them on validation data, never on the test set.
     """
     rows = np.arange(len(labels))
+    logits = logits.astype(np.float64)
 
-    def loss(log_temperature: float) -> float:
-        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
+    def loss(logarithms: np.ndarray) -> float:
+        likelihood = calibrate(logits, *np.exp(logarithms))[rows, labels]
+        return -np.log(np.maximum(likelihood, SMALLEST)).mean()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    found = minimize(loss, [0.0, 0.0], method="Nelder-Mead", bounds=[(-3, 3), (-1, 1)])
+    temperature, exponent = np.exp(found.x)
+    return float(temperature), float(exponent)
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:

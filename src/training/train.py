@@ -20,7 +20,7 @@ from src.config import config_parser, parse_config
 from src.data.datamodule import load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, save_model
 from src.preprocessing import Preprocessing
-from src.training.calibration import fit_temperature
+from src.training.calibration import fit_calibration
 from src.training.fitting import Fitted, architecture_args, fit, is_main_process
 from src.training.plots import plot_history, save_history
 from src.training.tracking import git_commit, log_results
@@ -78,12 +78,13 @@ def _describe(config) -> ModelConfig:
 
 
 def _evaluate_and_save(fitted: Fitted, card: ModelConfig, folder: str) -> dict[str, float]:
-    """Measure validation and test, fit the temperature on validation, save to ``folder``; return the metrics."""
+    """Measure validation and test, calibrate on validation, save to ``folder``; return the metrics."""
     module, data, trainer = fitted.module, fitted.data, fitted.trainer
     metrics = trainer.validate(module, data, verbose=False)[0] | trainer.test(module, data, verbose=False)[0]
     logits, labels = predict_logits(module.model, data.datasets["validation"])
     values = {name: round(float(value), 6) for name, value in metrics.items()}
-    card = replace(card, metrics=values, temperature=round(fit_temperature(logits, labels), 6))
+    temperature, exponent = (round(value, 6) for value in fit_calibration(logits, labels))
+    card = replace(card, metrics=values, temperature=temperature, exponent=exponent)
     if is_main_process():
         save_model(folder, module.model, card)
     return values
