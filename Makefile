@@ -61,7 +61,8 @@ format: env  ## rewrite the code in the one style
 	ruff check --fix .
 	ruff format .
 
-docs: env  ## write docs/api.md from a running server's answers
+docs: env  ## write docs/model_card.md from the metrics, docs/api.md from a running server's answers
+	python src/training/model_card.py --config configs/config.yaml
 	python scripts/write_api_docs.py
 
 clean:  ## remove the environments and what runs left

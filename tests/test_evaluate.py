@@ -119,21 +119,24 @@ def test_the_files_hold_what_was_measured(run, drawn, tmp_path):
     predictor = Predictor.load(tmp_path / "untrained")
     probabilities = predictor.probabilities(images)
     expected = classification_metrics(probabilities, labels, list(GARMENTS))
-    extra = {"latency_ms_per_image", "model_size_mb", "parameters", "targets_missed"}
+    extra = {"latency_ms_per_image", "model_size_mb", "parameters", "multiply_adds", "targets_missed"}
     assert set(metrics) == set(expected) | extra
     assert {name: metrics[name] for name in expected} == expected
     weights = tmp_path / "untrained" / "model.safetensors"
     assert metrics["model_size_mb"] == pytest.approx(weights.stat().st_size / 1e6, abs=1e-3)
     assert metrics["parameters"] == sum(parameter.numel() for parameter in predictor.model.parameters())
+    # Two 3x3 convolutions, the second of stride 2, and the last layer.
+    assert metrics["multiply_adds"] == 28 * 28 * 9 * 1 * 4 + 14 * 14 * 9 * 4 * 8 + 8 * 4
     assert metrics["latency_ms_per_image"] > 0
 
     predicted = probabilities.argmax(1)
     confusion = json.loads((tmp_path / "metrics" / "confusion_matrix.json").read_text())
     assert confusion["class_names"] == list(GARMENTS)
     assert confusion["rows_true"] == sk.confusion_matrix(labels, predicted, labels=range(4)).tolist()
-    with Image.open(tmp_path / "plots" / "confusion_matrix.png") as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 300
+    for name in ("confusion_matrix.png", "calibration.png"):
+        with Image.open(tmp_path / "plots" / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 300
     with (tmp_path / "plots" / "confusion.csv").open(newline="") as file:
         pairs = list(csv.DictReader(file))
     names = list(GARMENTS)

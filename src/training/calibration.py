@@ -25,13 +25,22 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, floa
     return float(temperature), float(exponent)
 
 
+def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[np.ndarray, ...]:
+    """Equal-width bins of the confidence: ``(images, mean confidence, accuracy)``, each (bins,), 0 where empty.
+
+    probabilities: float (N, classes); labels: int (N,).
+    """
+    confidence = probabilities.max(1)
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_of, minlength=bins)
+    sums = [np.bincount(bin_of, values, bins) for values in (confidence, probabilities.argmax(1) == labels)]
+    return counts, *(values / np.maximum(counts, 1) for values in sums)
+
+
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Mean distance of confidence from accuracy over equal-width bins, weighted by their size (same paper, eq. 3).
+    """Mean distance of confidence from accuracy over the bins, weighted by their size (Guo et al. 2017, eq. 3).
 
     probabilities: float (N, classes); labels: int (N,). 0 is perfect, 1 the worst.
     """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[bin_of == b].sum() - correct[bin_of == b].sum()) for b in range(bins)]
-    return float(sum(gaps) / len(labels))
+    counts, confidence, accuracy = reliability(probabilities, labels, bins)
+    return float((counts * abs(confidence - accuracy)).sum() / len(labels))

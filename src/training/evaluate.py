@@ -1,6 +1,7 @@
 """Measure a trained model on the test images: ``python src/training/evaluate.py --model-path models/best_model``.
 
-Writes metrics/test_metrics.json, metrics/confusion_matrix.json, plots/confusion_matrix.png and plots/confusion.csv.
+Writes metrics/test_metrics.json, metrics/confusion_matrix.json, plots/confusion_matrix.png, plots/confusion.csv and
+plots/calibration.png.
 With ``--enforce`` it exits 1 when a target of the config's section ``evaluation`` is missed.
 """
 
@@ -15,15 +16,17 @@ import logging
 import time
 
 import numpy as np
+import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from src.config import config_parser, parse_config
 from src.data.datamodule import load_class_names, load_split
 from src.inference import Predictor
 from src.models import ModelError
-from src.training.calibration import expected_calibration_error
-from src.training.plots import plot_confusion, save_confusion_pairs
+from src.training.calibration import expected_calibration_error, reliability
+from src.training.plots import plot_confusion, plot_reliability, save_confusion_pairs
 from src.training.tracking import log_evaluation
 
 TARGETS = (
@@ -61,6 +64,7 @@ def evaluate(config, model_path: str) -> dict:
     metrics["latency_ms_per_image"] = latency_ms(predictor, images)
     metrics["model_size_mb"] = round((Path(model_path) / "model.safetensors").stat().st_size / 1e6, 3)
     metrics["parameters"] = sum(parameter.numel() for parameter in predictor.model.parameters())
+    metrics["multiply_adds"] = multiply_adds(predictor.model, images[:1])
     metrics["targets_missed"] = missed_targets(metrics, config.evaluation.targets)
 
     predicted = probabilities.argmax(1)
@@ -71,7 +75,10 @@ def evaluate(config, model_path: str) -> dict:
     write_json(folder / "confusion_matrix.json", {"class_names": class_names, "rows_true": matrix.tolist()})
     plot_confusion(matrix, class_names, plots / "confusion_matrix.png")
     save_confusion_pairs(labels, predicted, class_names, plots / "confusion.csv")
-    log_evaluation(config, metrics, [folder / "test_metrics.json", plots / "confusion_matrix.png"])
+    plot_reliability(*reliability(probabilities, labels), plots / "calibration.png")
+    log_evaluation(
+        config, metrics, [folder / "test_metrics.json", plots / "confusion_matrix.png", plots / "calibration.png"]
+    )
     return metrics
 
 
@@ -119,6 +126,14 @@ def latency_ms(predictor: Predictor, images: np.ndarray, count: int = 200) -> fl
         predictor.probabilities(images[index % len(images)][None])
         times.append(time.perf_counter() - start)
     return round(float(np.median(times)) * 1e3, 3)
+
+
+@torch.no_grad()
+def multiply_adds(model: torch.nn.Module, image: np.ndarray) -> int:
+    """Multiply-adds of convolutions and linear layers for one ``image``, uint8 (1, C, H, W)."""
+    with FlopCounterMode(display=False) as counter:
+        model(torch.from_numpy(image).to(next(model.parameters()).device))
+    return counter.get_total_flops() // 2
 
 
 def missed_targets(metrics: dict, targets) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of a run: training curves and the confusion matrix."""
+"""Pictures of a run: training curves, confusion matrix, calibration."""
 
 import csv
 from pathlib import Path
@@ -55,6 +55,25 @@ def plot_confusion(matrix: np.ndarray, class_names: list[str], path: Path) -> No
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(picture, ax=axes, label="share of the true class")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_reliability(counts: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray, path: Path) -> None:
+    """The calibration curve of ``reliability``: accuracy over confidence, and how many images each bin holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, (curve, histogram) = plt.subplots(
+        2, 1, figsize=(5, 6), height_ratios=(3, 1), sharex=True, layout="constrained"
+    )
+    curve.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
+    used = counts > 0
+    curve.plot(confidence[used], accuracy[used], marker="o", label="model")
+    curve.set(title="Calibration (test images)", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    curve.grid(alpha=0.3)
+    curve.legend()
+    edges = np.linspace(0, 1, len(counts) + 1)
+    histogram.bar(edges[:-1], counts, width=np.diff(edges), align="edge", edgecolor="white")
+    histogram.set(xlabel="confidence", ylabel="images", yscale="symlog")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

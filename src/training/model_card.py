@@ -1,0 +1,155 @@
+"""Write docs/model_card.md from what was measured: ``python src/training/model_card.py --config configs/config.yaml``.
+
+Reads models/best_model/config.json, metrics/data_info.yaml, metrics/test_metrics.json and
+metrics/confusion_matrix.json. No figure in the card is typed by hand.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import json
+import os
+
+from src.config import ConfigError, config_parser, parse_config, to_dict
+from src.data.datamodule import load_data_info
+from src.models import ModelConfig, ModelError
+
+PAGE = Path("docs") / "model_card.md"
+WORST = 5  # confusions that are listed
+RECIPE = (
+    "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup_fraction",
+    "label_smoothing", "ema_decay",
+)  # fmt: skip
+
+
+def model_card(config) -> str:
+    """The card as Markdown. Raises FileNotFoundError for what was not measured yet, ModelError."""
+    metrics_folder = Path(config.paths.metrics)
+    card = ModelConfig.load(Path(config.paths.best_model) / "config.json")
+    metrics, confusion = (read(metrics_folder / name) for name in ("test_metrics.json", "confusion_matrix.json"))
+    sections = (
+        ("What it is", what_it_is(card, metrics)),
+        ("Data", data(load_data_info(config.paths.metrics), config)),
+        ("Recipe", recipe(card, to_dict(config))),
+        ("Measured on the test images", measured(metrics)),
+        ("By class", by_class(metrics, confusion)),
+        ("Confidence", confidence(card, metrics)),
+        ("Limits", limits(card)),
+    )
+    head = f"# Model card: {card.name}\n\nWritten by `python src/training/model_card.py`; do not edit.\n"
+    return head + "".join(f"\n## {title}\n\n{text.strip()}\n" for title, text in sections)
+
+
+def read(path: Path) -> dict:
+    """A JSON file that evaluate.py wrote. Raises FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; make it with: python src/training/evaluate.py")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def what_it_is(card: ModelConfig, metrics: dict) -> str:
+    arguments = ", ".join(f"{key} {value}" for key, value in card.architecture_args.items())
+    spec = card.preprocessing
+    colour = "gray" if spec.channels == 1 else "RGB"
+    return (
+        f"A classifier of product images into {len(card.class_names)} categories: {', '.join(card.class_names)}.\n\n"
+        f"Architecture `{card.architecture}` ({arguments}): {metrics['parameters']:,} parameters, "
+        f"{metrics['multiply_adds'] / 1e6:.1f} million multiply-adds an image, {metrics['model_size_mb']} MB. "
+        f"Input: {spec.height}x{spec.width} pixels, {colour}. Trained at commit `{card.git_commit[:12]}`."
+    )
+
+
+def data(info: dict, config) -> str:
+    rows = [[name, f"{split['images']:,}", f"`{split['sha256'][:12]}`"] for name, split in info["splits"].items()]
+    return (
+        f"`{config.data.dataset}`, prepared by `python src/data/prepare.py`; data hash `{info['data_hash'][:12]}`. "
+        "Validation is a stratified part of the official training set; the test images are the official ones and "
+        "were used for the figures below only.\n\n" + table(["split", "images", "SHA-256"], rows)
+    )
+
+
+def recipe(card: ModelConfig, config: dict) -> str:
+    rows = [[key, config["training"][key]] for key in RECIPE if config["training"][key] is not None]
+    rows += [[f"augmentation: {key}", value] for key, value in config["augmentation"].items() if value]
+    return (
+        f"`python src/training/train.py --config configs/config.yaml experiment={card.name}`, seed {config['seed']}. "
+        "The best epoch is chosen on validation.\n\n" + table(["setting", "value"], rows)
+    )
+
+
+def measured(metrics: dict) -> str:
+    names = {
+        "accuracy": "accuracy", "macro_f1": "macro F1", "top_3_accuracy": "top-3 accuracy",
+        "expected_calibration_error": "calibration error (ECE, 15 bins)", "coverage": "answers kept (not uncertain)",
+        "accuracy_kept": "accuracy of the answers kept",
+    }  # fmt: skip
+    missed = metrics["targets_missed"]
+    sentence = "Every target of the config is met." if not missed else f"Targets missed: {'; '.join(missed)}."
+    rows = [[label, f"{metrics[key]:.4f}"] for key, label in names.items() if key in metrics]
+    return table(["measure", "value"], rows) + "\n\n" + sentence
+
+
+def by_class(metrics: dict, confusion: dict) -> str:
+    rows = [
+        [name, *(f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")), scores["images"]]
+        for name, scores in metrics["per_class"].items()
+    ]
+    names = confusion["class_names"]
+    pairs = [
+        (count, names[true], names[predicted])
+        for true, counts in enumerate(confusion["rows_true"])
+        for predicted, count in enumerate(counts)
+        if true != predicted
+    ]
+    worst = ", ".join(f"{true} as {predicted} ({count})" for count, true, predicted in sorted(pairs)[::-1][:WORST])
+    return (
+        table(["class", "precision", "recall", "F1", "images"], rows)
+        + f"\n\nMost frequent confusions: {worst}.\n\n![Confusion matrix](../plots/confusion_matrix.png)"
+    )
+
+
+def confidence(card: ModelConfig, metrics: dict) -> str:
+    return (
+        f"Probabilities are calibrated on validation with temperature {card.temperature:.3f} and exponent "
+        f"{card.exponent:.3f}. On the test images the confidence is {metrics['expected_calibration_error']:.4f} away "
+        "from the accuracy on average.\n\n![Calibration curve](../plots/calibration.png)"
+    )
+
+
+def limits(card: ModelConfig) -> str:
+    spec = card.preprocessing
+    lines = [
+        f"It sees {spec.height}x{spec.width} pixels: texture, small print and fasteners are gone, and with them much "
+        "of what tells a shirt from a T-shirt.",
+        "It knows its classes only, and answers one of them for any image; a low confidence is the only sign.",
+        "Some labels of the data are wrong or arguable, so no model can reach accuracy 1.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    _, config = parse_config(config_parser(__doc__.splitlines()[0]), argv)
+    try:
+        text = model_card(config)
+    except (FileNotFoundError, ModelError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    PAGE.parent.mkdir(exist_ok=True)
+    temporary = PAGE.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, PAGE)
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
