@@ -47,7 +47,7 @@ stop:  ## stop that server
 	./run_torchserve.sh --stop
 
 test: env  ## run every test
-	python -m pytest tests/ -v
+	python -m pytest tests/ -v --numprocesses 2 --dist loadfile --durations 25
 
 test-containers:  ## build and run both images with buildah (no Docker engine needed)
 	scripts/test_containers.sh

@@ -76,7 +76,12 @@ stop_server() {
     rm -rf "$run/running" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
 }
 
-make_environment() {
+make_environment() {  # one at a time: two checkouts may share it
+    local place; place=$(readlink -m "$venv")
+    (flock 9; make_environment_alone "$place") 9>"$place.lock"
+}
+
+make_environment_alone() {
     local wanted; wanted=$(sha256sum torchserve/requirements.txt)
     if [[ -f $venv/.requirements && $(<"$venv/.requirements") == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
         say "Environment $venv is there"
@@ -86,7 +91,7 @@ make_environment() {
     local base; base=$(command -v python3) || fail "python3 is missing; install Python 3.11 or newer"
     "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$base is older than Python 3.11; install a newer one"
     "$base" -c 'import ensurepip' 2>/dev/null || fail "$base has no venv module; on Debian: apt-get install python3-venv"
-    "$base" -m venv --clear "$(readlink -m "$venv")"  # venv itself refuses a link
+    "$base" -m venv --clear "$1"  # the true place: venv itself refuses a link
     local index=()
     # PyTorch's own index has the CPU build, a tenth of the size; without it, or with a GPU, the default one serves.
     if ! command -v nvidia-smi >/dev/null && reachable "$torch_index"; then index=(--extra-index-url "$torch_index"); fi
