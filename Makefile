@@ -66,4 +66,4 @@ docs: env  ## write docs/model_card.md from the metrics, docs/api.md from a runn
 	python scripts/write_api_docs.py
 
 clean:  ## remove the environments and what runs left
-	rm -rf $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/model-store
+	rm -rf $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/*.onnx torchserve/model-store

@@ -5,18 +5,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'TEXT'
-Usage: ./create_mar_archive.sh [--version 1.0] [--output torchserve/model-store]
+Usage: ./create_mar_archive.sh [--version 1.0] [--runtime onnx-int8|onnx|torch] [--output torchserve/model-store]
 
 Packs torchserve/model.pt and torchserve/model_config.json (python export_model_for_torchserve.py makes them) into
-OUTPUT/<model name>.mar and writes its SHA-256 beside it. The same inputs give the same bytes.
-PYTHON names the interpreter; it needs torch-model-archiver (torchserve/requirements.txt).
+OUTPUT/<model name>.mar and writes its SHA-256 beside it. The same inputs give the same bytes. The runtime is the one
+of torchserve/model-config.yaml when none is given; the archive holds the state_dict in every case.
+PYTHON names the interpreter; it needs torchserve/requirements.txt.
 TEXT
 }
 
-version=1.0 output=torchserve/model-store
+version=1.0 runtime=() output=torchserve/model-store
 while (($#)); do
     case $1 in
         --version) version=${2:?--version needs a value, for example 2.0}; shift 2 ;;
+        --runtime) runtime=(--runtime "${2:?--runtime needs a name: onnx-int8, onnx or torch}"); shift 2 ;;
         --output) output=${2:?--output needs a folder}; shift 2 ;;
         -h | --help) usage; exit ;;
         *) echo "error: unknown argument $1; see ./create_mar_archive.sh --help" >&2; exit 2 ;;
@@ -25,9 +27,9 @@ done
 
 fail() { echo "error: $*" >&2; exit 1; }
 for candidate in "${PYTHON:-}" python torchserve/.venv/bin/python .venv/bin/python; do
-    if [[ -n $candidate ]] && "$candidate" -c 'import model_archiver, yaml' 2>/dev/null; then python=$candidate; break; fi
+    if [[ -n $candidate ]] && ORT_DISABLE_TELEMETRY=1 "$candidate" -c 'import model_archiver, onnxruntime, yaml' 2>/dev/null; then python=$candidate; break; fi
 done
-[[ -n ${python:-} ]] || fail "no Python with torch-model-archiver; run ./run_torchserve.sh, which makes one, or set PYTHON"
+[[ -n ${python:-} ]] || fail "no Python with torch-model-archiver and onnxruntime; run ./run_torchserve.sh, which makes one, or set PYTHON"
 for file in torchserve/model.pt torchserve/model_config.json; do
     [[ -f $file ]] || fail "$file does not exist; make it with: python export_model_for_torchserve.py"
 done
@@ -41,6 +43,7 @@ cp src/__init__.py src/preprocessing.py "$work/extra/src/"
 cp -r src/models src/inference "$work/extra/src/"
 find "$work/extra" -name __pycache__ -prune -exec rm -rf {} +
 cp torchserve/model_config.json "$work/extra/"
+env -u PYTHONPATH "$python" -m src.export.staging "$work" "${runtime[@]}"
 if [[ -f dvc.lock ]]; then
     # What the model was made from; the stages after it would put this archive's own hash into itself.
     "$python" - "$work/extra/dvc.lock" <<'PY'
@@ -55,5 +58,5 @@ fi
 env -u PYTHONPATH TMPDIR="$work/tmp" "$python" -c \
     'from model_archiver.model_packaging import generate_model_archive; generate_model_archive()' \
     --model-name "$name" --version "$version" --serialized-file torchserve/model.pt --handler torchserve/handler.py \
-    --config-file torchserve/model-config.yaml --extra-files "$work/extra" --export-path "$work/out"
+    --config-file "$work/model-config.yaml" --extra-files "$work/extra" --export-path "$work/out"
 "$python" src/export/archive.py seal "$work/out/$name.mar" "$output/$name.mar"

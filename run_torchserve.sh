@@ -5,23 +5,25 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'TEXT'
-Usage: ./run_torchserve.sh [--native | --docker] [--secure] [--ports INFERENCE,MANAGEMENT,METRICS] [--stop]
+Usage: ./run_torchserve.sh [--native | --docker] [--runtime NAME] [--secure] [--ports INFERENCE,MANAGEMENT,METRICS] [--stop]
 
 Makes what it needs, exports models/best_model, builds and verifies the archive, starts the server, waits until the
 model is ready, sends torchserve/sample_input.json and prints the answer. Run again, it changes only what changed.
 
   --native    run TorchServe on this machine (default when no Docker engine answers)
   --docker    run it in the image mymodel-serve:v1 (default when an engine answers)
+  --runtime   what runs the network: onnx-int8, onnx or torch (default: the one of torchserve/model-config.yaml)
   --secure    ask for a token on every request; torchserve/.run/key_file.json holds the keys
   --ports     other ports than 8080,8081,8082
   --stop      stop the server that this script started
 TEXT
 }
 
-mode=auto secure=no ports=8080,8081,8082 stop=no
+mode=auto runtime=() secure=no ports=8080,8081,8082 stop=no
 while (($#)); do
     case $1 in
         --native | --docker) mode=${1#--}; shift ;;
+        --runtime) runtime=(--runtime "${2-}"); shift $(($# > 1 ? 2 : 1)) ;;
         --secure) secure=yes; shift ;;
         --ports) ports=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
         --stop) stop=yes; shift ;;
@@ -148,15 +150,17 @@ build_archive() {
         export_state >"$run/exported"
     fi
     say "Building and verifying the archive"
-    PYTHON=$python ./create_mar_archive.sh
+    PYTHON=$python ./create_mar_archive.sh "${runtime[@]}"
     # Its content was checked when it was sealed; these must still be the same bytes.
     (cd "${archive%/*}" && sha256sum --quiet --check "${archive##*/}.sha256") \
         || fail "$archive was changed after it was built; delete ${archive%/*} and run this again"
 }
 
 export_state() {  # a hash of what the export reads and writes
-    cat models/best_model/* export_model_for_torchserve.py src/inference/archive.py torchserve/model.pt \
-        torchserve/model_config.json 2>/dev/null | sha256sum
+    {
+        cat models/best_model/* export_model_for_torchserve.py src/inference/archive.py torchserve/model.pt \
+            torchserve/model_config.json torchserve/*.onnx 2>/dev/null || true  # there may be no ONNX file
+    } | sha256sum
 }
 
 check_ports() {

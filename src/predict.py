@@ -17,10 +17,10 @@ import stat
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from src.inference import Predictor
+from src.inference.runtimes import FILES
 from src.models import ModelError
 from src.preprocessing import ImageError
 
@@ -141,6 +141,10 @@ def partial_file(path: Path):
 
 def check_device(name: str) -> str:
     """``name`` if this machine has that device. Raises ValueError."""
+    if name == "cpu":
+        return name
+    import torch  # the ONNX runtimes do without
+
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -157,11 +161,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model_path", default="models/best_model", help="folder with config.json and weights")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--runtime", default="torch", choices=FILES, help="what runs the network (default: torch)")
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 1:
         parser.error(f"--batch_size is {arguments.batch_size}; it must be at least 1")
     try:
-        predictor = Predictor.load(arguments.model_path, check_device(arguments.device))
+        predictor = Predictor.load(arguments.model_path, check_device(arguments.device), arguments.runtime)
         good, bad = predict_folder(predictor, arguments.input_path, arguments.output_path, arguments.batch_size)
     except (ModelError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

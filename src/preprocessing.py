@@ -83,13 +83,13 @@ class Preprocessing:
             raise ValueError(f"preprocessing.resample is {self.resample!r}; valid: {', '.join(RESAMPLING)}")
 
 
-def preprocess(data: bytes, spec: Preprocessing) -> np.ndarray:
+def preprocess(data: bytes, spec: Preprocessing, out: np.ndarray | None = None) -> np.ndarray:
     """Decode ``data`` and fit it to ``spec``.
 
-    Returns a uint8 array of shape (channels, height, width), values 0 to 255.
+    Returns a uint8 array of shape (channels, height, width), values 0 to 255: ``out``, if one is given.
     Raises ImageError when ``data`` is no image that Pillow can read, or is larger than MAX_PIXELS.
     """
-    return fit(decode(data, spec), spec)
+    return fit(decode(data, spec), spec, out)
 
 
 def decode(data: bytes, spec: Preprocessing) -> Image.Image:
@@ -184,10 +184,14 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def fit(image: Image.Image, spec: Preprocessing) -> np.ndarray:
-    """Resize an ``L`` or ``RGB`` image to ``spec`` and return it as uint8 (channels, height, width)."""
+def fit(image: Image.Image, spec: Preprocessing, out: np.ndarray | None = None) -> np.ndarray:
+    """Resize an ``L`` or ``RGB`` image to ``spec``; return it as uint8 (channels, height, width), ``out`` if given."""
     size = (spec.width, spec.height)
     if image.size != size:
         image = image.resize(size, RESAMPLING[spec.resample], reducing_gap=3.0)
     pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[None] if spec.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = pixels[None] if spec.channels == 1 else pixels.transpose(2, 0, 1)
+    if out is None:
+        return np.ascontiguousarray(pixels)
+    out[:] = pixels
+    return out

@@ -19,6 +19,7 @@ from src.data.prepare import describe, prepare
 from tests.drawing import GARMENTS, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())["handler"]["runtime"]  # that ships
 EXPERIMENT = "configs/experiment/fashion_mnist.yaml"
 TIMEOUT = 30  # seconds for one HTTP request
 DRAWN = {"train": 256, "validation": 64, "test": 64}  # images in each split of the drawn dataset
@@ -192,4 +193,5 @@ def shrink_experiment(root: Path) -> None:
     settings["data"] |= {"limit": 1000, "validation_size": 500}
     settings["model"] = {"architecture": "resnet", "resnet": {"widths": [4, 4, 4], "blocks": [0, 1, 1]}}
     settings["training"] |= {"epochs": 2, "batch_size": 100}
+    settings["export"] = {"calibration_images": 100, "max_accuracy_loss": 1.0}  # a net that knows little loses much
     path.write_text("# @package _global_\n" + yaml.safe_dump(settings))

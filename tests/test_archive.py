@@ -10,13 +10,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from src.export.archive import checksum_path, verify
 from src.inference import Predictor
-from tests.conftest import copy_checkout, run_script
+from src.inference.runtimes import FILES
+from tests.conftest import RUNTIME, copy_checkout, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
+EXPORTED = ("model.pt", "model_config.json", "model.onnx", "model.int8.onnx")
 SERVING_PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
 LOCK = {
     "schema": "2.0",
@@ -28,7 +31,7 @@ LOCK = {
 def workshop(server, tmp_path_factory) -> Path:
     """A copy of the checkout with the exported model and a dvc.lock; needs the environment that ``server`` made."""
     root = copy_checkout(tmp_path_factory.mktemp("workshop"))
-    for name in ("model.pt", "model_config.json"):
+    for name in EXPORTED:
         shutil.copy2(server.root / "torchserve" / name, root / "torchserve" / name)
     (root / "dvc.lock").write_text(yaml.safe_dump(LOCK))
     (root / "src" / "models" / "__pycache__").mkdir()
@@ -71,6 +74,7 @@ def test_it_holds_the_shipped_rooms_and_nothing_else(archive):
     shipped = [ROOT / "src" / "__init__.py", ROOT / "src" / "preprocessing.py"]
     shipped += [path for room in ("models", "inference") for path in (ROOT / "src" / room).rglob("*.py")]
     rest = {"model.pt", "model_config.json", "model-config.yaml", "handler.py", "dvc.lock", "MAR-INF/MANIFEST.json"}
+    rest.add(FILES[RUNTIME])
     with zipfile.ZipFile(archive) as opened:
         assert set(opened.namelist()) == {str(path.relative_to(ROOT)) for path in shipped} | rest
         for path in shipped:
@@ -111,6 +115,33 @@ def test_torchserve_reads_every_key_of_the_settings(server):
         assert f"set{key[0].upper()}{key[1:]}".encode() in code, key
 
 
+@pytest.mark.parametrize("runtime", FILES)
+def test_the_runtime_asked_for_is_packed_and_named(runtime, workshop, tmp_path):
+    built = create(workshop, "--runtime", runtime, "--output", str(tmp_path))
+    assert built.returncode == 0, built.stderr
+    with zipfile.ZipFile(tmp_path / "fashion_mnist.mar") as opened:
+        assert yaml.safe_load(opened.read("model-config.yaml"))["handler"]["runtime"] == runtime
+        assert {name for name in opened.namelist() if name.endswith(".onnx")} == {FILES[runtime]} - {None}
+        assert "model.pt" in opened.namelist()
+
+
+def test_an_onnx_file_that_is_missing_or_of_other_weights_is_refused(workshop, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(workshop, root, symlinks=True)
+    model = root / "torchserve" / "model.pt"
+    state = torch.load(model, weights_only=True)
+    state["mean"] += 0.01
+    torch.save(state, model)
+    stale = create(root, "--runtime", "onnx")
+    (root / "torchserve" / "model.int8.onnx").unlink()
+    missing = create(root, "--runtime", "onnx-int8")
+    unknown = create(root, "--runtime", "onyx")
+    assert [done.returncode for done in (stale, missing, unknown)] == [1, 1, 1]
+    assert "model.onnx is stale: made of weights" in stale.stderr
+    assert "model.int8.onnx does not exist, which the runtime onnx-int8 reads; make it with:" in missing.stderr
+    assert "unknown runtime 'onyx'; valid: torch, onnx, onnx-int8" in unknown.stderr
+
+
 @pytest.mark.parametrize("missing", ["model.pt", "model_config.json"])
 def test_without_an_exported_model_it_says_how_to_make_one(missing, tmp_path, server):
     root = copy_checkout(tmp_path)
@@ -142,15 +173,14 @@ def test_a_version_that_fits_in_no_url_is_refused(workshop, tmp_path):
 
 PROGRAM = """
 import base64, importlib.util, json, sys
-folder, sample = sys.argv[1:]
+folder, sample, runtime = sys.argv[1:]
 sys.path.insert(0, folder)
 from pathlib import Path
 import handler
-from src.inference import Predictor
-from src.inference.archive import load_archived_model
-model, config, _ = load_archived_model(Path(folder))
+from src.inference.archive import load_archived_predictor
+predictor = load_archived_predictor(Path(folder), runtime)
 image = base64.b64decode(json.loads(Path(sample).read_text())["image"])
-answer = Predictor(model, config).predict([image])[0]
+answer = predictor.predict([image])[0]
 training = ["torchvision", "lightning", "hydra", "omegaconf", "mlflow", "timm", "sklearn", "pandas"]
 print(json.dumps({
     "probabilities": answer.probabilities, "label": answer.predicted_label, "path": sys.path,
@@ -164,13 +194,15 @@ def test_in_a_clean_environment_it_predicts_as_the_repository_does(archive, tmp_
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(unpacked)
-    command = [SERVING_PYTHON, "-I", "-c", PROGRAM, unpacked, ROOT / "torchserve" / "sample_input.json"]
+    command = [SERVING_PYTHON, "-I", "-c", PROGRAM, unpacked, ROOT / "torchserve" / "sample_input.json", RUNTIME]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["installed"] == []
     assert not any(Path(entry).resolve() == ROOT for entry in found["path"])
     assert found["origin"] == str(unpacked / "src" / "__init__.py")
-    expected = Predictor.load(ROOT / "models" / "best_model").predict([base64.b64decode(sample["image"])])[0]
+    expected = Predictor.load(ROOT / "models" / "best_model", runtime=RUNTIME).predict(
+        [base64.b64decode(sample["image"])]
+    )[0]
     assert found["label"] == expected.predicted_label
     assert found["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)

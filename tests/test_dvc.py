@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from tests.conftest import EXPERIMENT
 from tests.pipeline_copy import pipeline_folder, run
 
-STAGES = ["prepare", "train", "evaluate", "export", "archive"]
+STAGES = ["prepare", "train", "evaluate", "onnx", "export", "archive"]
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
@@ -110,7 +110,14 @@ def test_plots_and_dag(pipeline, tmp_path):
     for name in ("train_loss", "val_accuracy", "val_f1", "confusion", "confusion_matrix.png"):
         assert name in page
     graph = run(pipeline, "dvc", "dag", "--dot")
-    for edge in ('"prepare" -> "train"', '"train" -> "evaluate"', '"train" -> "export"', '"export" -> "archive"'):
+    for edge in (
+        '"prepare" -> "train"',
+        '"train" -> "evaluate"',
+        '"train" -> "onnx"',
+        '"train" -> "export"',
+        '"onnx" -> "export"',
+        '"export" -> "archive"',
+    ):
         assert edge in graph
 
 

@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from src.data.datamodule import load_split
 from src.inference import Predictor
-from src.models import ModelConfig, build_classifier, save_model
+from src.models import ModelConfig, build_classifier, load_model, save_model
 from src.preprocessing import Preprocessing
 from src.training.calibration import expected_calibration_error
 from src.training.evaluate import classification_metrics, latency_ms, main, missed_targets
@@ -124,7 +124,9 @@ def test_the_files_hold_what_was_measured(run, drawn, tmp_path):
     assert {name: metrics[name] for name in expected} == expected
     weights = tmp_path / "untrained" / "model.safetensors"
     assert metrics["model_size_mb"] == pytest.approx(weights.stat().st_size / 1e6, abs=1e-3)
-    assert metrics["parameters"] == sum(parameter.numel() for parameter in predictor.model.parameters())
+    assert metrics["parameters"] == sum(
+        parameter.numel() for parameter in load_model(tmp_path / "untrained")[0].parameters()
+    )
     # Two 3x3 convolutions, the second of stride 2, and the last layer.
     assert metrics["multiply_adds"] == 28 * 28 * 9 * 1 * 4 + 14 * 14 * 9 * 4 * 8 + 8 * 4
     assert metrics["latency_ms_per_image"] > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from export_model_for_torchserve import export, main
 from src.inference.archive import load_archived_model
@@ -17,13 +17,14 @@ from tests.conftest import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "best_model"
+FILES = ("model.pt", "model_config.json", "model.onnx", "model.int8.onnx")
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """A folder with model.pt and model_config.json of the shipped model."""
+    """A folder with FILES of the shipped model."""
     folder = tmp_path_factory.mktemp("exported")
-    assert export(MODEL, folder / "model.pt") == (folder / "model.pt", folder / "model_config.json")
+    assert export(MODEL, folder / "model.pt") == [folder / name for name in FILES]
     return folder
 
 
@@ -41,16 +42,15 @@ def test_the_config_is_the_same(exported):
 
 def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
     export(MODEL, tmp_path / "model.pt")
-    for name in ("model.pt", "model_config.json"):
+    for name in FILES:
         assert (tmp_path / name).read_bytes() == (exported / name).read_bytes()
 
 
 def test_the_exported_model_answers_as_the_original(exported):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 1, 28, 28), dtype=np.uint8))
     original, config = load_model(MODEL)
-    model, archived_config, checksums = load_archived_model(exported)
+    model, archived_config = load_archived_model(exported)
     assert archived_config == config
-    assert sorted(checksums) == ["model.pt", "model_config.json"]
     with torch.inference_mode():
         assert torch.equal(model(images), original(images))
 
@@ -60,9 +60,24 @@ def test_the_command_works_from_the_repository(tmp_path):
     done = run_script(ROOT, sys.executable, "export_model_for_torchserve.py", "--output-path", output)
     assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        ["wrote", output], ["wrote", f"{tmp_path}/new/model_config.json"],
-    ]  # fmt: skip
+        ["wrote", f"{tmp_path}/new/{name}"] for name in FILES
+    ]
     assert done.stderr == ""
+
+
+def change_weights(folder: Path) -> None:
+    """Other weights under the same name, as a checkout of an older commit may leave them."""
+    state = load_file(folder / "model.safetensors")
+    state["mean"] += 0.01
+    save_file(state, folder / "model.safetensors")
+
+
+def test_a_model_without_onnx_files_leaves_none_of_an_older_export(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "out")
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model, ignore=shutil.ignore_patterns("*.onnx"))
+    assert export(model, tmp_path / "out" / "model.pt") == [tmp_path / "out" / name for name in FILES[:2]]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES[:2])
 
 
 @pytest.mark.parametrize(
@@ -73,8 +88,10 @@ def test_the_command_works_from_the_repository(tmp_path):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("{}"), "misses architecture"),
+        (lambda folder: (folder / "model.onnx").write_bytes(b"cut"), "model.onnx cannot be loaded"),
+        (change_weights, "model.onnx is stale: made of weights"),
     ],
-    ids=["no folder", "no weights", "broken weights", "broken config", "empty config"],
+    ids=["no folder", "no weights", "broken weights", "broken config", "empty config", "broken ONNX", "stale ONNX"],
 )
 def test_a_model_that_cannot_be_loaded_is_an_error(broken, said, tmp_path, capsys):
     model = tmp_path / "model"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import time
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.service import Service
 
 from src.inference.archive import save_archived_model
+from src.inference.runtimes import FILES
 from src.models import load_model
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RUNTIME
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG, as_base64, as_json, bad_bodies, json_forms, variants
 
@@ -39,22 +41,31 @@ def fields(parts: dict[str, bytes], **headers: str) -> dict:
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    save_archived_model(folder, *load_model(ROOT / "models" / "best_model"))
+    model = ROOT / "models" / "best_model"
+    save_archived_model(folder, *load_model(model))
+    for path in model.glob("*.onnx"):
+        shutil.copy2(path, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def ask(model_dir):
     """A function: requests of one batch -> [(status, parsed answer)], through one loaded handler."""
+    return load_handler(model_dir, RUNTIME)
+
+
+def load_handler(folder, runtime: str):
+    """What ``ask`` gives, for the unpacked archive in ``folder``."""
     spec = importlib.util.spec_from_file_location("handler", ROOT / "torchserve" / "handler.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     metrics = MetricsCacheYamlImpl(str(ROOT / "torchserve" / "metrics.yaml"))
     metrics.initialize_cache()
     settings = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())
+    settings["handler"]["runtime"] = runtime
     manifest = {"model": {"modelVersion": "1.0"}}
     metrics.model_name = "fashion_mnist"
-    context = Context("fashion_mnist", str(model_dir), manifest, 32, None, "0.12.0", True, metrics, settings)
+    context = Context("fashion_mnist", str(folder), manifest, 32, None, "0.12.0", True, metrics, settings)
     handler = module.ImageClassifierHandler()
     handler.initialize(context)
 
@@ -182,8 +193,9 @@ def test_describe(ask, model_dir):
     assert status == 200
     assert answer["class_names"] == config["class_names"]
     assert answer["metrics"] == config["metrics"]
-    assert answer["sha256"].keys() == {"model.pt", "model_config.json"}
-    assert answer["versions"].keys() == {"torch", "torchserve", "numpy"}
+    assert answer["runtime"] == RUNTIME
+    assert answer["sha256"].keys() == {"model.pt", "model_config.json", FILES[RUNTIME]}
+    assert answer["versions"].keys() == {"onnxruntime", "torchserve", "numpy"}
 
 
 def test_a_client_cannot_ask_for_the_description(ask, expected):

@@ -1,4 +1,6 @@
-"""evaluate.py's path, the CSV, the handler in process and a running server give one answer for one image."""
+"""evaluate.py's path, the CSV, the handler in process and a running server give one answer for one image.
+
+All use the runtime of the archive that ships."""
 
 import csv
 import json
@@ -14,7 +16,7 @@ from PIL import Image
 from src.data.fashion_mnist import SUBFOLDER, read_idx
 from src.inference import Predictor
 from src.training.evaluate import predict_in_batches
-from tests.conftest import ROOT
+from tests.conftest import ROOT, RUNTIME
 from tests.drawing import GARMENTS, draw_garment, encode
 from tests.sent_inputs import as_base64, as_json
 from tests.test_handler import ask, model_dir, raw  # noqa: F401 (the first two are fixtures)
@@ -38,7 +40,7 @@ def real() -> np.ndarray:
 @pytest.mark.parametrize("images", [drawn, real])
 def test_every_path_gives_the_same_answer(images, ask, server, tmp_path):  # noqa: F811
     pixels = images()
-    predictor = Predictor.load(ROOT / "models" / "best_model")
+    predictor = Predictor.load(ROOT / "models" / "best_model", runtime=RUNTIME)
     names = predictor.config.class_names
     files = [encode(Image.fromarray(image[0])) for image in pixels]
 
@@ -62,7 +64,8 @@ def csv_probabilities(files: list[bytes], names: list[str], folder: Path) -> lis
     (folder / "images").mkdir()
     for number, data in enumerate(files):
         (folder / "images" / f"{number:04}.png").write_bytes(data)
-    command = [sys.executable, "src/predict.py", "--input_path", folder / "images", "--output_path", folder / "out.csv"]
+    places = ["--input_path", folder / "images", "--output_path", folder / "out.csv"]
+    command = [sys.executable, "src/predict.py", *places, "--runtime", RUNTIME]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     with (folder / "out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

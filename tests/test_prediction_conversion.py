@@ -13,6 +13,7 @@ from PIL import Image
 from src.inference import Predictor
 from src.inference.predictor import calibrate
 from src.inference.requests import MAX_IMAGES, parse_body
+from src.inference.torch_runtime import TorchRuntime
 from src.models import ModelConfig, build_classifier
 from src.predict import predict_folder
 from src.preprocessing import FORMATS, ImageError, Preprocessing
@@ -38,7 +39,7 @@ def predictor(request) -> Predictor:
     spec = Preprocessing(28, 28, request.param)
     config = ModelConfig("drawn", "basic_cnn", {"widths": [8, 16]}, CLASSES, spec, temperature=0.5, exponent=1.3)
     torch.manual_seed(1)
-    return Predictor(build_classifier(config), config)
+    return Predictor(TorchRuntime(build_classifier(config)), config)
 
 
 def written(image: Image.Image, kind: str, mode: str) -> bytes:
@@ -77,7 +78,7 @@ def test_transparency_lies_on_white(kind, channels):
     spec = Preprocessing(1, 2, channels)
     config = ModelConfig("drawn", "basic_cnn", {"widths": [8]}, CLASSES, spec)
     data = encode(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    assert Predictor(build_classifier(config), config).decode(data).tolist() == [[[0, 255]]] * channels
+    assert Predictor(TorchRuntime(build_classifier(config)), config).decode(data).tolist() == [[[0, 255]]] * channels
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -201,7 +202,7 @@ def test_probabilities_are_calibrated_and_sum_to_one(predictor):
     assert rows.shape == (len(CLASSES), len(CLASSES))
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows.sum(1), 1, atol=1e-6)
-    logits = predictor.model(torch.from_numpy(images)).detach()
+    logits = predictor.runtime.model(torch.from_numpy(images)).detach()
     np.testing.assert_allclose(rows, calibrate(logits.numpy(), 0.5, 1.3), atol=1e-6)
 
 

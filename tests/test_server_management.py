@@ -13,8 +13,9 @@ import psutil
 import pytest
 import requests
 
+from src.inference.runtimes import FILES
 from src.serving.scale import scale
-from tests.conftest import TIMEOUT
+from tests.conftest import RUNTIME, TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG
 
@@ -27,13 +28,17 @@ def test_customized_description(server):
     custom = description["customizedMetadata"]
     with zipfile.ZipFile(server.root / "torchserve" / "model-store" / "fashion_mnist.mar") as archive:
         config = json.loads(archive.read("model_config.json"))
-        hashes = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in ("model.pt", "model_config.json")}
+        hashes = {
+            name: hashlib.sha256(archive.read(name)).hexdigest()
+            for name in ("model.pt", "model_config.json", FILES[RUNTIME])
+        }
     assert custom["sha256"] == hashes
     for key in ("class_names", "metrics", "data_hash", "git_commit", "preprocessing", "architecture"):
         assert custom[key] == config[key]
     assert custom["model_version"] == description["modelVersion"] == "1.0"
     assert custom["versions"]["torchserve"] == "0.12.0"
-    assert custom["versions"].keys() == {"torch", "torchserve", "numpy"}
+    assert custom["runtime"] == RUNTIME
+    assert custom["versions"].keys() == {"onnxruntime", "torchserve", "numpy"}
 
 
 def test_scaling_under_traffic_fails_no_request(server):

@@ -7,67 +7,70 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-import torch
 import ts
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 
-from src.inference import Predictor
-from src.inference.archive import load_archived_model
+from src.inference.archive import checksums, load_archived_predictor
+from src.inference.batch import PixelBatch
 from src.inference.requests import MAX_IMAGES, parse_body
 from src.preprocessing import ImageError
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 MAX_HOLD = 5.0  # seconds
+MAX_ROWS = 64  # that go through the network at once
 
 
 class ImageClassifierHandler:
     """Answers ``{"image": base64}``, ``{"images": [...]}``, multipart under any field name, and raw bytes."""
 
     def initialize(self, context) -> None:
-        """Load the model from the unpacked archive and answer one image, so that the first client does not wait."""
+        """Load the model from the unpacked archive and answer blank batches, so that the first clients do not wait."""
         properties = context.system_properties
         settings = context.model_yaml_config["handler"]
-        torch.set_num_threads(settings["threads"])
-        gpu = properties.get("gpu_id")
-        device = f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
+        self.runtime = settings["runtime"]
         folder = Path(properties["model_dir"])
-        model, config, self.checksums = load_archived_model(folder)
-        self.predictor = Predictor(model, config, device)
-        self.version = context.manifest["model"]["modelVersion"]
-        self.predictor.warm_up()
+        self.predictor = load_archived_predictor(folder, self.runtime, properties.get("gpu_id"), settings["threads"])
+        self.description = self.describe(checksums(folder, self.runtime), context.manifest["model"]["modelVersion"])
+        self.version = self.description["model_version"]
+        rows = properties["batch_size"]
+        self.batch = PixelBatch(self.predictor.config.preprocessing, rows)
+        self.predictor.warm_up(sorted({1, 2, rows // 2, rows, MAX_ROWS} - {0}))
 
     def handle(self, data: list[dict], context) -> list[bytes]:
         """One JSON answer a request, in order. A request that cannot be answered gets 400 and disturbs no other."""
         started = time.perf_counter()
+        self.batch.clear()
         work = [self.decode(request, index, context) for index, request in enumerate(data)]
         decoded = time.perf_counter()
-        pixels = [array for item in work if isinstance(item, tuple) for array in item[0]]
-        rows = iter(self.predictor.probabilities(np.stack(pixels)) if pixels else ())
+        rows = (row for part in self.batch.parts(MAX_ROWS) for row in self.predictor.probabilities(part))
+        predictions = [self.predictor.label(row) for row in rows]
         inferred = time.perf_counter()
-        counts: Counter[str] = Counter()
-        confidences: list[float] = []
-        answers = [self.encode(item, rows, index, context, counts, confidences) for index, item in enumerate(work)]
+        counts: Counter[tuple[str, str]] = Counter(("predicted", item.predicted_label) for item in predictions)
+        following = iter(predictions)
+        answers = [self.encode(item, following, index, context, counts) for index, item in enumerate(work)]
         if counts:
-            self.record(context.metrics, counts, confidences, (started, decoded, inferred, time.perf_counter()))
+            self.record(context.metrics, counts, predictions, (started, decoded, inferred, time.perf_counter()))
         return answers
 
-    def decode(self, request: dict, index: int, context) -> tuple[list[np.ndarray], bool] | ImageError | dict:
-        """One request -> (uint8 arrays, whether a list is asked for), or its error, or the model's description."""
+    def decode(self, request: dict, index: int, context) -> tuple[int, bool] | ImageError | dict:
+        """One request into the batch: (its images, whether a list is asked for), or its error, or the description."""
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
         try:
             if is_describe_request(request, headers):
                 self.hold(headers.get("hold-until", "0"), context.metrics)
-                return self.describe_handle()
+                return self.description
             images, several = self.parse(request, headers)
-            arrays = []
+            before = self.batch.used
             for number, image in enumerate(images):
                 try:
-                    arrays.append(self.predictor.decode(image))
+                    self.predictor.decode(image, self.batch.next_row())
                 except ImageError as error:
+                    self.batch.rewind(before)
                     raise ImageError(error.reason, f"image {number}: {error}" if several else str(error)) from error
-            return arrays, several
+                self.batch.keep()
+            return len(images), several
         except ImageError as error:
             return error
 
@@ -97,8 +100,8 @@ class ImageClassifierHandler:
             metrics.add_counter("Holds", 1)
             time.sleep(seconds)
 
-    def encode(self, item, rows, index: int, context, counts: Counter, confidences: list[float]) -> bytes:
-        """One answer as JSON bytes; sets its status and content type, and notes what the metrics need."""
+    def encode(self, item, predictions, index: int, context, counts: Counter) -> bytes:
+        """One answer as JSON bytes; sets its status and content type, and counts it when it is refused."""
         context.set_response_content_type(index, JSON)
         if isinstance(item, ImageError):
             counts["rejected", item.reason] += 1
@@ -106,35 +109,39 @@ class ImageClassifierHandler:
             return orjson.dumps({"code": 400, "type": item.reason, "message": str(item)})
         if isinstance(item, dict):
             return orjson.dumps(item)
-        arrays, several = item
-        predictions = [self.predictor.label(next(rows)) for _ in arrays]
-        for prediction in predictions:
-            counts["predicted", prediction.predicted_label] += 1
-            confidences.append(prediction.confidence)
-        answers = [{**vars(prediction), "model_version": self.version} for prediction in predictions]
+        images, several = item
+        answers = [{**vars(next(predictions)), "model_version": self.version} for _ in range(images)]
         return orjson.dumps(answers if several else answers[0])
 
-    def record(self, metrics, counts: Counter, confidences: list[float], times: tuple[float, ...]) -> None:
-        """Custom metrics for Prometheus; torchserve/metrics.yaml declares each."""
+    def record(self, metrics, counts: Counter, predictions: list, times: tuple[float, ...]) -> None:
+        """Custom metrics for Prometheus; torchserve/metrics.yaml declares each.
+
+        Each call is a line that TorchServe parses, so there are few: one a class, a reason and a stage, and the
+        confidence of the batch's first prediction, a sample. ``idx`` keeps the ids of all requests out of every line.
+        """
         for (kind, name), count in counts.items():
             metric, dimension = ("Predictions", "Class") if kind == "predicted" else ("RejectedInputs", "Reason")
-            metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name)])
-        for confidence in confidences:
-            metrics.add_metric("Confidence", confidence, "ratio", metric_type=MetricTypes.HISTOGRAM)
+            metrics.add_counter(metric, count, idx=0, dimensions=[Dimension(dimension, name)])
+        if predictions:
+            confidence = predictions[0].confidence
+            metrics.add_metric(
+                "Confidence", confidence, "ratio", idx=0, dimensions=[], metric_type=MetricTypes.HISTOGRAM
+            )
         for stage, begin, end in zip(("decode", "inference", "encode"), times, times[1:], strict=False):
             metrics.add_metric(
                 "StageSeconds",
                 end - begin,
                 "s",
+                idx=0,
                 dimensions=[Dimension("Stage", stage)],
                 metric_type=MetricTypes.HISTOGRAM,
             )
 
-    def describe_handle(self) -> dict:
-        """What ``GET /models/NAME?customized=true`` adds: classes, metrics, hashes and versions."""
+    def describe(self, checksums: dict[str, str], version: str) -> dict:
+        """What ``GET /models/NAME?customized=true`` adds: classes, metrics, hashes, runtime and versions."""
         config = asdict(self.predictor.config)
         return {
-            "model_version": self.version,
+            "model_version": version,
             **{
                 key: config[key]
                 for key in (
@@ -149,9 +156,10 @@ class ImageClassifierHandler:
                     "git_commit",
                 )
             },
-            "sha256": self.checksums,
-            "versions": {"torch": torch.__version__, "torchserve": ts.__version__, "numpy": np.__version__},
-            "device": str(self.predictor.device),
+            "sha256": checksums,
+            "runtime": self.runtime,
+            "versions": self.predictor.runtime.versions | {"torchserve": ts.__version__, "numpy": np.__version__},
+            "device": self.predictor.device,
         }
 
 

@@ -20,6 +20,7 @@ import zlib
 
 import yaml
 
+from src.inference.runtimes import runtime_file
 from src.models import ModelConfig, ModelError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -92,7 +93,7 @@ def check_content(path: Path) -> None:
             check_names(archive.infolist(), path)
             if broken := archive.testzip():
                 raise ArchiveError(f"{path} is damaged: {broken} does not match its CRC; {REBUILD}")
-            check_settings(yaml.safe_load(archive.read(MODEL_SETTINGS)), path)
+            check_settings(yaml.safe_load(archive.read(MODEL_SETTINGS)), set(archive.namelist()), path)
             check_manifest(json.loads(archive.read(MANIFEST)), set(archive.namelist()), path)
             ModelConfig.from_dict(json.loads(archive.read("model_config.json")), f"{path.name}: model_config.json")
     except UNREADABLE as error:
@@ -113,14 +114,21 @@ def check_names(entries: list[zipfile.ZipInfo], path: Path) -> None:
         raise ArchiveError(f"{path} misses {', '.join(missing)}; {REBUILD}")
 
 
-def check_settings(settings: object, path: Path) -> None:
-    """model-config.yaml has exactly the keys that TorchServe and the handler read, with positive whole numbers."""
+def check_settings(settings: object, names: set[str], path: Path) -> None:
+    """model-config.yaml has exactly the keys that TorchServe and the handler read, with positive whole numbers, and
+    a runtime whose file is in the archive."""
     if not isinstance(settings, dict) or set(settings) != SETTINGS:
         found = sorted(map(str, settings)) if isinstance(settings, dict) else type(settings).__name__
         raise ArchiveError(f"{path}: {MODEL_SETTINGS} has the keys {found}; it must have {sorted(SETTINGS)}")
     handler = settings["handler"]
-    if not isinstance(handler, dict) or set(handler) != {"threads"}:
-        raise ArchiveError(f"{path}: {MODEL_SETTINGS}: handler is {handler!r}; it must hold threads and nothing else")
+    if not isinstance(handler, dict) or set(handler) != {"runtime", "threads"}:
+        raise ArchiveError(f"{path}: {MODEL_SETTINGS}: handler is {handler!r}; it must hold runtime and threads alone")
+    try:
+        file = runtime_file(str(handler["runtime"]))
+    except ValueError as error:
+        raise ArchiveError(f"{path}: {MODEL_SETTINGS}: {error}") from error
+    if file is not None and file not in names:
+        raise ArchiveError(f"{path} misses {file}, which the runtime {handler['runtime']} reads; {REBUILD}")
     numbers = {key: value for key, value in settings.items() if key != "handler"} | {"threads": handler["threads"]}
     for key, value in numbers.items():
         least = 0 if key == "maxBatchDelay" else 1

@@ -1,20 +1,28 @@
-"""What an archive holds of a model: ``model.pt`` (a state_dict) and ``model_config.json``. Written and read here."""
+"""What an archive holds of a model: ``model.pt`` (a state_dict), ``model_config.json`` and, for a runtime that reads
+one, an ONNX file. Written and read here."""
 
 import hashlib
 import pickle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from src.inference.predictor import Predictor
+from src.inference.runtimes import load_onnx, runtime_file
+from src.models.config import ModelConfig, ModelError
 
-from src.models import ImageClassifier, ModelConfig, ModelError, build_classifier
-from src.models.storage import with_state
+if TYPE_CHECKING:  # torch is imported where it is used: the ONNX runtimes do without
+    from torch import Tensor
+
+    from src.models import ImageClassifier
 
 STATE_NAME = "model.pt"
 CONFIG_NAME = "model_config.json"
 
 
-def save_archived_model(folder: Path, model: ImageClassifier, config: ModelConfig, name: str = STATE_NAME) -> None:
-    """Write the two files into ``folder``; equal models give equal bytes. Raises OSError."""
+def save_archived_model(folder: Path, model: "ImageClassifier", config: ModelConfig, name: str = STATE_NAME) -> None:
+    """Write the state_dict and the config into ``folder``; equal models give equal bytes. Raises OSError."""
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     with (folder / name).open("wb") as file:  # given a path, torch writes the file's name into it
@@ -22,15 +30,49 @@ def save_archived_model(folder: Path, model: ImageClassifier, config: ModelConfi
     config.save(folder / CONFIG_NAME)
 
 
-def load_archived_model(folder: Path) -> tuple[ImageClassifier, ModelConfig, dict[str, str]]:
-    """Read the two files: ``(model, config, SHA-256 by file name)``. Raises ModelError when one cannot be used."""
-    config = ModelConfig.load(folder / CONFIG_NAME)
-    path = folder / STATE_NAME
+def load_state(path: Path) -> "dict[str, Tensor]":
+    """Read a ``model.pt``. Raises ModelError."""
+    import torch
+
     if not path.is_file():
         raise ModelError(f"{path} does not exist; build the archive again: ./create_mar_archive.sh")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ModelError(f"{path} is no state_dict that torch can read: {error}") from error
-    checksums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (STATE_NAME, CONFIG_NAME)}
-    return with_state(build_classifier(config), state, str(path)), config, checksums
+
+
+def load_archived_model(folder: Path) -> "tuple[ImageClassifier, ModelConfig]":
+    """The classifier and its config. Raises ModelError when they cannot be used."""
+    from src.models.storage import build_classifier, with_state
+
+    config = ModelConfig.load(folder / CONFIG_NAME)
+    path = folder / STATE_NAME
+    return with_state(build_classifier(config), load_state(path), str(path)), config
+
+
+def load_archived_predictor(folder: Path, runtime: str, gpu: int | None = None, threads: int = 1) -> Predictor:
+    """A Predictor from an unpacked archive.
+
+    ``gpu``: the one to use where ``runtime`` is torch and sees one. ``threads``: of each call on the CPU.
+
+    Raises ModelError when a file is missing or cannot be used, ValueError for an unknown runtime.
+    """
+    file = runtime_file(runtime)
+    if file is not None:
+        config = ModelConfig.load(folder / CONFIG_NAME)
+        return Predictor(load_onnx(folder / file, config, "cpu", threads), config)
+    import torch
+
+    from src.inference.torch_runtime import TorchRuntime
+
+    torch.set_num_threads(threads)
+    model, config = load_archived_model(folder)
+    device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
+    return Predictor(TorchRuntime(model, device), config)
+
+
+def checksums(folder: Path, runtime: str) -> dict[str, str]:
+    """SHA-256 by file name of what ``runtime`` serves from ``folder``, and of the state_dict."""
+    names = [name for name in (STATE_NAME, CONFIG_NAME, runtime_file(runtime)) if name is not None]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}

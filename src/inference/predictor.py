@@ -1,14 +1,16 @@
 """The Predictor: a list of image bytes in, a list of predictions out."""
 
+import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from src.models import ModelConfig, load_model
+from src.inference.runtimes import Runtime, load_onnx, runtime_file
+from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig
 from src.preprocessing import ImageError, preprocess
 
 
@@ -37,25 +39,41 @@ class Prediction:
 class Predictor:
     """A trained classifier ready to answer. Stages are methods, so that a server can time each."""
 
-    def __init__(self, model: torch.nn.Module, config: ModelConfig, device: str = "cpu"):
+    def __init__(self, runtime: Runtime, config: ModelConfig):
+        self.runtime = runtime
         self.config = config
-        self.device = torch.device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> "Predictor":
-        """From a folder such as models/best_model. ``device``: cpu, cuda or cuda:N. Raises ModelError."""
-        return cls(*load_model(folder), device)
+    def load(cls, folder: str | Path, device: str = "cpu", runtime: str = "torch") -> "Predictor":
+        """From a folder like models/best_model. ``device``: cpu, cuda or cuda:N; ``runtime``: torch, onnx or onnx-int8.
 
-    def decode(self, data: bytes) -> np.ndarray:
-        """Image bytes -> uint8 (C, H, W), as the training saw them. Raises ImageError."""
-        return preprocess(data, self.config.preprocessing)
+        Raises ModelError for files that are missing, broken or stale, ValueError for an unknown runtime.
+        """
+        folder, file = Path(folder), runtime_file(runtime)
+        if file is None:
+            from src.inference.torch_runtime import TorchRuntime
+            from src.models.storage import load_model
 
-    @torch.inference_mode()
+            model, config = load_model(folder)
+            return cls(TorchRuntime(model, device), config)
+        config = ModelConfig.load(folder / CONFIG_NAME)
+        loaded = load_onnx(folder / file, config, device, threads=1)
+        if (folder / WEIGHTS_NAME).is_file():
+            loaded.check_weights(hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest())
+        return cls(loaded, config)
+
+    @property
+    def device(self) -> str:
+        """Where the network runs: cpu, cuda or cuda:N."""
+        return self.runtime.device
+
+    def decode(self, data: bytes, out: np.ndarray | None = None) -> np.ndarray:
+        """Image bytes -> uint8 (C, H, W), as the training saw them; written to ``out`` if given. Raises ImageError."""
+        return preprocess(data, self.config.preprocessing, out)
+
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, C, H, W) -> calibrated probabilities float32 (N, classes)."""
-        logits = self.model(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
-        return calibrate(logits, self.config.temperature, self.config.exponent)
+        return calibrate(self.runtime(images), self.config.temperature, self.config.exponent)
 
     def label(self, probabilities: np.ndarray) -> Prediction:
         """One row of ``probabilities`` as a Prediction."""
@@ -64,12 +82,14 @@ class Predictor:
         values = probabilities.tolist()
         return Prediction(best, names[best], values[best], dict(zip(names, values, strict=True)))
 
-    def warm_up(self) -> None:
-        """Answer a blank PNG once: the first use of Pillow and torch costs a hundred times a later one."""
+    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Answer a blank PNG and blank batches: the first use of Pillow or a runtime costs a hundred later ones."""
         spec = self.config.preprocessing
         buffer = io.BytesIO()
         Image.new("L" if spec.channels == 1 else "RGB", (spec.width, spec.height)).save(buffer, "PNG")
         self.predict([buffer.getvalue()])
+        for size in batch_sizes:
+            self.probabilities(np.zeros((size, spec.channels, spec.height, spec.width), np.uint8))
 
     def predict(self, images: list[bytes]) -> list[Prediction | ImageError]:
         """One answer an image, in order; an image that cannot be read gets its ImageError and disturbs no other."""

@@ -1,16 +1,24 @@
-"""Networks by name, the classifier around them, and the folder they are saved in. Ships in the archive."""
+"""Networks by name, the classifier around them, and the folder they are saved in. Ships in the archive.
 
-from src.models.classifier import ImageClassifier
-from src.models.registry import build_network, list_architectures
-from src.models.storage import ModelConfig, ModelError, build_classifier, load_model, save_model
+What needs torch is imported on first use: a worker that runs ONNX reads the config and no more.
+"""
 
-__all__ = [
-    "ImageClassifier",
-    "ModelConfig",
-    "ModelError",
-    "build_classifier",
-    "build_network",
-    "list_architectures",
-    "load_model",
-    "save_model",
-]
+from importlib import import_module
+
+from src.models.config import ModelConfig, ModelError
+
+_HOMES = {
+    "ImageClassifier": "classifier",
+    "build_classifier": "storage",
+    "build_network": "registry",
+    "list_architectures": "registry",
+    "load_model": "storage",
+    "save_model": "storage",
+}
+__all__ = ["ModelConfig", "ModelError", *_HOMES]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

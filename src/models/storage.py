@@ -1,13 +1,11 @@
 """The folder a trained model lives in: ``config.json`` and ``model.safetensors``, the Hugging Face form.
 
-``config.json`` holds all that prediction needs, so that loading never reads a training config.
+``config.json`` holds all that prediction needs, so that loading never reads a training config. The ONNX files that
+``python -m src.export.onnx`` makes of the weights lie beside them.
 """
 
-import json
-import math
-from dataclasses import asdict, dataclass, field, fields
+import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,69 +13,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from src.models.classifier import ImageClassifier
+from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig, ModelError
 from src.models.registry import build_network
-from src.preprocessing import Preprocessing
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-
-
-class ModelError(ValueError):
-    """A model folder that cannot be used; the message names the file, what is wrong and the remedy."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What ``config.json`` holds."""
-
-    name: str
-    architecture: str
-    architecture_args: dict[str, Any]
-    class_names: list[str]
-    preprocessing: Preprocessing
-    temperature: float = 1.0  # with the exponent: how logits become probabilities (``calibrate`` of src/inference)
-    exponent: float = 1.0
-    metrics: dict[str, float] = field(default_factory=dict)  # on the test set
-    data_hash: str = ""  # of the training data, from metrics/data_info.yaml
-    git_commit: str = ""
-
-    def __post_init__(self):
-        names = self.class_names
-        strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not strings or len(names) < 2 or len(set(names)) != len(names):
-            raise ModelError(f"class_names must be a list of at least two different names, not {names!r}")
-        for key in ("temperature", "exponent"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise ModelError(f"{key} is {getattr(self, key)}; it must be above 0 and finite")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str) -> "ModelConfig":
-        """Build from parsed JSON; ``source`` names the file in error messages. Raises ModelError."""
-        known = {item.name for item in fields(cls)}
-        required = {"name", "architecture", "architecture_args", "class_names", "preprocessing"}
-        if not isinstance(values, dict) or (missing := sorted(required - values.keys())):
-            what = f"misses {', '.join(missing)}" if isinstance(values, dict) else "is no JSON object"
-            raise ModelError(f"{source} {what}; export the model again")
-        if unknown := sorted(values.keys() - known):
-            raise ModelError(f"{source} has unknown keys {', '.join(unknown)}; valid: {', '.join(sorted(known))}")
-        try:
-            return cls(**{**values, "preprocessing": Preprocessing(**values["preprocessing"])})
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{source}: {error}") from error
-
-    @classmethod
-    def load(cls, path: Path) -> "ModelConfig":
-        """Read a ``config.json``. Raises ModelError."""
-        if not path.is_file():
-            raise ModelError(f"no model here: {path} does not exist; train one or run `git checkout {path.parent}`")
-        try:
-            return cls.from_dict(json.loads(path.read_text()), str(path))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path} is not valid JSON: {error}") from error
-
-    def save(self, path: Path) -> None:
-        """Write as JSON with sorted keys, so that equal configs are equal files."""
-        path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
 
 
 def build_classifier(config: ModelConfig) -> ImageClassifier:
@@ -94,9 +31,22 @@ def save_model(folder: str | Path, model: ImageClassifier, config: ModelConfig) 
     """Write ``config.json`` and ``model.safetensors`` into ``folder``, making it if needed."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    (folder / WEIGHTS_NAME).write_bytes(serialize(weights))
+    weights, content = folder / WEIGHTS_NAME, weights_bytes(model.state_dict())
+    if not weights.is_file() or weights.read_bytes() != content:
+        for older in folder.glob("*.onnx"):  # made of the weights that go now
+            older.unlink()
+    weights.write_bytes(content)
     config.save(folder / CONFIG_NAME)
+
+
+def weights_bytes(state: dict[str, torch.Tensor]) -> bytes:
+    """A state_dict as the content of ``model.safetensors``; equal tensors give equal bytes."""
+    return serialize({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+
+
+def weights_sha256(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of ``weights_bytes``: the name under which ONNX files know the weights they were made of."""
+    return hashlib.sha256(weights_bytes(state)).hexdigest()
 
 
 def load_model(folder: str | Path) -> tuple[ImageClassifier, ModelConfig]:

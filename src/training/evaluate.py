@@ -24,7 +24,9 @@ from tqdm import tqdm
 from src.config import config_parser, parse_config
 from src.data.datamodule import load_class_names, load_split
 from src.inference import Predictor
-from src.models import ModelError
+from src.inference.runtimes import FILES
+from src.models import ModelError, load_model
+from src.models.config import WEIGHTS_NAME
 from src.training.calibration import expected_calibration_error, reliability
 from src.training.plots import plot_confusion, plot_reliability, save_confusion_pairs
 from src.training.tracking import log_evaluation
@@ -43,12 +45,13 @@ TARGETS = (
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config, model_path: str) -> dict:
-    """Measure ``model_path`` on the test split and write the files named above; return the metrics.
+def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
+    """Measure ``model_path``, run by ``runtime``, on the test split and write the files named above.
 
-    Raises ModelError when the model cannot be loaded, ValueError when its classes are not the data's.
+    Returns the metrics. Raises ModelError when the model cannot be loaded, ValueError when its classes are not those of
+    the data.
     """
-    predictor = Predictor.load(model_path)
+    predictor = Predictor.load(model_path, runtime=runtime)
     class_names = load_class_names(config.data.directory)
     if predictor.config.class_names != class_names:
         raise ValueError(f"{model_path} knows the classes {predictor.config.class_names}, the data has {class_names}")
@@ -62,9 +65,10 @@ def evaluate(config, model_path: str) -> dict:
     probabilities = predict_in_batches(predictor, images, config.evaluation.batch_size)
     metrics = classification_metrics(probabilities, labels, class_names)
     metrics["latency_ms_per_image"] = latency_ms(predictor, images)
-    metrics["model_size_mb"] = round((Path(model_path) / "model.safetensors").stat().st_size / 1e6, 3)
-    metrics["parameters"] = sum(parameter.numel() for parameter in predictor.model.parameters())
-    metrics["multiply_adds"] = multiply_adds(predictor.model, images[:1])
+    metrics["model_size_mb"] = round((Path(model_path) / (FILES[runtime] or WEIGHTS_NAME)).stat().st_size / 1e6, 3)
+    model, _ = load_model(model_path)
+    metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    metrics["multiply_adds"] = multiply_adds(model, images[:1])
     metrics["targets_missed"] = missed_targets(metrics, config.evaluation.targets)
 
     predicted = probabilities.argmax(1)
@@ -175,10 +179,11 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = config_parser(__doc__.splitlines()[0])
     parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--runtime", default="torch", choices=FILES, help="what runs the network (default: torch)")
     parser.add_argument("--enforce", action="store_true", help="exit 1 when a target is missed")
     arguments, config = parse_config(parser, argv)
     try:
-        metrics = evaluate(config, arguments.model_path)
+        metrics = evaluate(config, arguments.model_path, arguments.runtime)
     except (ModelError, FileNotFoundError, ValueError) as error:
         logger.error("error: %s", error)
         return 2

@@ -1,0 +1,155 @@
+"""Make model.onnx and model.int8.onnx beside a model's weights: ``python -m src.export.onnx``.
+
+Each file is compared with PyTorch on the validation images before it is kept, and names the weights it was made of.
+The INT8 one is calibrated on training images and refused when it loses too much accuracy. The test images are not used.
+"""
+
+import logging
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from tqdm import tqdm
+
+from src.config import config_parser, parse_config
+from src.data.datamodule import load_class_names, load_split
+from src.export.quantization import quantize
+from src.inference import Predictor
+from src.inference.onnx_runtime import WEIGHTS_KEY, OnnxRuntime
+from src.inference.runtimes import FILES
+from src.inference.torch_runtime import TorchRuntime
+from src.models import ImageClassifier, ModelConfig, load_model
+from src.models.storage import weights_sha256
+
+MAX_DIFFERENCE = 1e-5  # of FP32 probabilities from PyTorch's
+BATCH = 250
+
+logger = logging.getLogger(__name__)
+
+
+class ExportError(ValueError):
+    """An exported file that must not be kept; the message says what it gets wrong."""
+
+
+def export(config, model_path: str | Path) -> dict[str, float]:
+    """Write both files into ``model_path``; return the accuracies on the validation images and the differences.
+
+    Raises ModelError, FileNotFoundError without the data, and ExportError: what fails its check is not kept, and an
+    older file of that name goes as well.
+    """
+    folder = Path(model_path)
+    model, card = load_model(folder)
+    if (found := load_class_names(config.data.directory)) != card.class_names:
+        raise ExportError(f"{folder} knows the classes {card.class_names}, {config.data.directory} has {found}")
+    images, labels = load_split(config.data.directory, "validation")
+    calibration = calibration_images(config)
+    reference = Predictor(TorchRuntime(model, fold=False), card)
+    wanted = answer(reference, images, "PyTorch")
+    metadata = {WEIGHTS_KEY: weights_sha256(model.state_dict())}
+    for name in filter(None, FILES.values()):
+        (folder / name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        plain = Path(work) / "model.onnx"
+        write_onnx(model, card, plain, config.export.opset)
+        result = check(plain, card, images, labels, wanted)
+        if result["max_difference"] > MAX_DIFFERENCE:
+            raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, above {MAX_DIFFERENCE}")
+        keep(plain, folder / FILES["onnx"], metadata)
+        small, method = quantize(plain, Path(work), calibration, images, labels)
+        quantized = check(small, card, images, labels, wanted)
+        loss = result["accuracy"] - quantized["accuracy"]
+        limit = config.export.max_accuracy_loss
+        logger.info("INT8 (%s) loses %.2f points of accuracy, the limit is %.2f", method, 100 * loss, 100 * limit)
+        if loss > limit + 1e-9:
+            raise ExportError(
+                f"INT8 loses {100 * loss:.2f} points of accuracy on {len(images)} validation images, the limit is "
+                f"{100 * limit:.2f}; serve with --runtime onnx or torch, or raise export.max_accuracy_loss"
+            )
+        keep(small, folder / FILES["onnx-int8"], metadata | {"calibration": method})
+    return {f"onnx_{key}": value for key, value in result.items()} | {f"int8_{k}": v for k, v in quantized.items()}
+
+
+def calibration_images(config) -> np.ndarray:
+    """A fixed random choice of training images, uint8 (N, C, H, W)."""
+    images, _ = load_split(config.data.directory, "train")
+    count = min(config.export.calibration_images, len(images))
+    return images[np.sort(np.random.default_rng(config.seed).choice(len(images), count, replace=False))]
+
+
+def write_onnx(model: ImageClassifier, card: ModelConfig, path: Path, opset: int) -> None:
+    """``images`` uint8 (N, C, H, W) -> ``logits`` float32 (N, classes), any N. Raises ExportError."""
+    spec = card.preprocessing
+    example = torch.zeros(2, spec.channels, spec.height, spec.width, dtype=torch.uint8)
+    any_batch = {0: "batch"}
+    with warnings.catch_warnings():
+        # The TorchScript exporter is deprecated; the newer one is ten times slower and needs two packages more.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                model, (example,), str(path), dynamo=False, opset_version=opset,
+                input_names=["images"], output_names=["logits"],
+                dynamic_axes={"images": any_batch, "logits": any_batch},
+            )  # fmt: skip
+        except (torch.onnx.errors.OnnxExporterError, ValueError, RuntimeError) as error:
+            raise ExportError(f"PyTorch cannot write this model as ONNX opset {opset}: {error}") from error
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+def check(path: Path, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wanted: np.ndarray) -> dict:
+    """What the file at ``path`` makes of ``images``: accuracy, and how far its probabilities are from ``wanted``."""
+    runtime = OnnxRuntime(path)
+    spec = card.preprocessing
+    runtime.check_shape((spec.channels, spec.height, spec.width), len(card.class_names))
+    predictor = Predictor(runtime, card)
+    found = answer(predictor, images, path.name)
+    alone = np.concatenate([predictor.probabilities(images[row : row + 1]) for row in range(min(8, len(images)))])
+    result = {
+        "accuracy": float((found.argmax(1) == labels).mean()),
+        "max_difference": max(float(abs(found - wanted).max()), float(abs(alone - wanted[: len(alone)]).max())),
+        "mean_difference": float(abs(found - wanted).mean()),
+        "agreement": float((found.argmax(1) == wanted.argmax(1)).mean()),
+    }
+    logger.info(
+        "%s: %.0f KB, accuracy %.4f (PyTorch %.4f) on %d validation images, same class %.4f, "
+        "probabilities differ by %.1e at most and %.1e in the mean",
+        path.name, path.stat().st_size / 1e3, result["accuracy"], (wanted.argmax(1) == labels).mean(), len(images),
+        result["agreement"], result["max_difference"], result["mean_difference"],
+    )  # fmt: skip
+    return result
+
+
+def answer(predictor: Predictor, images: np.ndarray, name: str) -> np.ndarray:
+    """Probabilities of all ``images``, with a progress bar."""
+    starts = tqdm(range(0, len(images), BATCH), desc=name, unit="batch", disable=None, leave=False)
+    return np.concatenate([predictor.probabilities(images[start : start + BATCH]) for start in starts])
+
+
+def keep(source: Path, target: Path, metadata: dict[str, str]) -> None:
+    """Write the model to ``target`` with ``metadata`` inside, whole or not at all."""
+    model = onnx.load(source)
+    onnx.helper.set_model_props(model, metadata)
+    partial = target.with_name(f".{target.name}.part")
+    partial.write_bytes(model.SerializeToString(deterministic=True))
+    partial.replace(target)
+    logger.info("wrote %s (%d bytes)", target, target.stat().st_size)
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = config_parser(__doc__.splitlines()[0])
+    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    arguments, config = parse_config(parser, argv)
+    try:
+        export(config, arguments.model_path)
+    except (FileNotFoundError, ValueError) as error:
+        logger.error("error: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""What an archive holds for its runtime: ``python -m src.export.staging --runtime NAME FOLDER``.
+
+Called by ./create_mar_archive.sh. Writes FOLDER/model-config.yaml, which names the runtime, and copies the ONNX file
+that the runtime reads to FOLDER/extra.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+from src.export.archive import MODEL_SETTINGS, check_settings
+from src.inference.archive import STATE_NAME, load_state
+from src.inference.runtimes import FILES, runtime_file
+from src.models.config import ModelError
+from src.models.storage import weights_sha256
+
+SOURCE = Path("torchserve")  # where export_model_for_torchserve.py writes
+REMAKE = "make it with: python -m src.export.onnx && python export_model_for_torchserve.py; or give --runtime torch"
+
+
+def stage(folder: Path, runtime: str | None, source: Path = SOURCE) -> str:
+    """Do what the module says; ``runtime`` None takes the one that ``source``/model-config.yaml names. Return its name.
+
+    Raises ValueError for an unknown runtime, ModelError for an ONNX file that is missing, broken or of other weights.
+    """
+    settings = (source / MODEL_SETTINGS).read_text()
+    content = yaml.safe_load(settings)
+    check_settings(content, set(FILES.values()), source)
+    runtime = runtime or content["handler"]["runtime"]
+    name = runtime_file(runtime)
+    if name is not None:
+        from src.inference.onnx_runtime import OnnxRuntime
+
+        if not (source / name).is_file():
+            raise ModelError(f"{source / name} does not exist, which the runtime {runtime} reads; {REMAKE}")
+        OnnxRuntime(source / name).check_weights(weights_sha256(load_state(source / STATE_NAME)))
+        shutil.copyfile(source / name, folder / "extra" / name)
+    (folder / MODEL_SETTINGS).write_text(
+        re.sub(r"^(  runtime: )[\w-]+", rf"\g<1>{runtime}", settings, flags=re.MULTILINE)
+    )
+    return runtime
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--runtime")
+    arguments = parser.parse_args(argv)
+    try:
+        print(f"runtime {stage(arguments.folder, arguments.runtime)}")
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
