@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import shutil
+import socket
+import struct
+import threading
 import time
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ import pytest
 import yaml
 from ts.context import Context
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.protocol.otf_message_handler import retrieve_msg
 from ts.service import Service
 
 from src.inference.archive import save_archived_model
@@ -222,3 +226,30 @@ def test_holding_a_worker(ask):
     [(status, _)] = ask(raw(PNG, hold_until=str(time.time() + 100)))  # a client cannot
     assert status == 200
     assert time.time() < started + 100
+
+
+def framed(value: bytes) -> bytes:
+    return struct.pack("!i", len(value)) + value
+
+
+def test_batches_are_read_whole_however_they_arrive(ask):
+    """Two batches in TorchServe's frames, in pieces that fit no field; then the frontend closes the connection."""
+    end = struct.pack("!i", -1)
+    request = (
+        framed(b"id") + framed(b"accept") + framed(b"*/*") + end + framed(b"body") + framed(b"") + framed(PNG) + end
+    )
+    stream = (b"I" + request * 3 + end) * 2
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = threading.Thread(
+            target=lambda: [theirs.sendall(stream[at : at + 7]) for at in range(0, len(stream), 7)]
+        )
+        sender.start()
+        batches = [retrieve_msg(ours) for _ in range(2)]
+        sender.join(timeout=30)
+        for command, batch in batches:
+            assert command == b"I"
+            assert [status for status, _ in ask(*batch)] == [200] * 3
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(SystemExit):
+            retrieve_msg(ours)
