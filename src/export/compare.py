@@ -1,0 +1,162 @@
+"""Size, speed and accuracy of every format of a model on this machine: ``python -m src.export.compare``.
+
+Prints a table, and writes docs/formats.md and plots/formats.png. One thread. The formats take turns, so that whatever
+else the machine does meets them all. Accuracy is measured on the validation images, on the test images with ``--test``.
+"""
+
+import logging
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from src.config import config_parser, parse_config
+from src.data.datamodule import load_split
+from src.inference import Predictor
+from src.inference.runtimes import FILES
+from src.inference.torch_runtime import TorchRuntime
+from src.models import load_model
+from src.models.config import WEIGHTS_NAME
+from src.training.plots import plot_formats
+
+BATCHES = (32, 256)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Format:
+    """One way to run the model, and what was measured of it: seconds a call by batch size."""
+
+    name: str
+    predictor: Predictor
+    kilobytes: float
+    accuracy: float = 0.0
+    seconds: dict[int, list[float]] = field(default_factory=lambda: {size: [] for size in (1, *BATCHES)})
+
+    @property
+    def latency_ms(self) -> float:
+        """Median of one image, from pixels to probabilities."""
+        return float(np.median(self.seconds[1])) * 1e3
+
+    def images_per_second(self, batch: int) -> float:
+        """From the median call with ``batch`` images."""
+        return batch / float(np.median(self.seconds[batch]))
+
+
+def formats_of(folder: Path, compiled: bool) -> list[Format]:
+    """Every format that ``folder`` has a file for. Raises ModelError for one that is broken or stale."""
+    model, card = load_model(folder)
+    kilobytes = (folder / WEIGHTS_NAME).stat().st_size / 1e3
+    runtimes = {"torch, as trained": TorchRuntime(model, fold=False), "torch": TorchRuntime(model)}
+    if compiled:
+        runtimes["torch, compiled"] = TorchRuntime(model, compiled=True)
+    found = [Format(name, Predictor(runtime, card), kilobytes) for name, runtime in runtimes.items()]
+    for name, file in FILES.items():
+        if file is not None and (folder / file).is_file():
+            size = (folder / file).stat().st_size / 1e3
+            found.append(Format(name, Predictor.load(folder, runtime=name), size))
+    return found
+
+
+def measure(formats: list[Format], images: np.ndarray, labels: np.ndarray, rounds: int) -> None:
+    """Fill in accuracy and times; in each round every format has one call with each batch size and ten with one."""
+    for item in tqdm(formats, desc="accuracy", unit="format", disable=None, leave=False):
+        parts = [item.predictor.probabilities(images[start : start + 250]) for start in range(0, len(images), 250)]
+        item.accuracy = float((np.concatenate(parts).argmax(1) == labels).mean())
+        item.predictor.warm_up((1, *BATCHES))
+    for number in tqdm(range(rounds), desc="speed", unit="round", disable=None, leave=False):
+        for item in formats:
+            for size in (1,) * 10 + BATCHES:
+                batch = np.resize(np.roll(images, -number, axis=0)[:size], (size, *images.shape[1:]))
+                start = time.perf_counter()
+                item.predictor.probabilities(batch)
+                item.seconds[size].append(time.perf_counter() - start)
+
+
+def table(formats: list[Format], split: str) -> str:
+    """As Markdown; the ratio is to the first format, by the throughput of the last batch size."""
+    head = ["format", "size, KB", "latency, ms", *(f"images/s, batch {size}" for size in BATCHES), "ratio", split]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    base = formats[0].images_per_second(BATCHES[-1])
+    for item in formats:
+        speeds = [item.images_per_second(size) for size in BATCHES]
+        rows.append([
+            item.name, f"{item.kilobytes:,.0f}", f"{item.latency_ms:.3f}", *(f"{speed:,.0f}" for speed in speeds),
+            f"{speeds[-1] / base:.2f}", f"{item.accuracy:.4f}",
+        ])  # fmt: skip
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def page(formats: list[Format], split: str, command: str, picture: str) -> str:
+    """The content of docs/formats.md."""
+    versions = {"Python": platform.python_version()}
+    for item in formats:
+        versions |= item.predictor.runtime.versions
+    return "\n".join([
+        "# Formats of the model",
+        "",
+        f"Written by `{command}` on {time.strftime('%Y-%m-%d')}: {processor()}, one thread,",
+        ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        "Latency is the median for one image, from pixels to probabilities; `ratio` compares the images/s of the last",
+        "batch size with the first row. `torch` is the model with batch norm folded into its convolutions.",
+        "",
+        table(formats, split),
+        "",
+        f"![speed and accuracy of each format]({picture})",
+        "",
+    ])  # fmt: skip
+
+
+def processor() -> str:
+    """The processor's name, as Linux knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main(argv: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = config_parser(__doc__.splitlines()[0])
+    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--rounds", type=int, default=100, help="calls of each format and batch size")
+    parser.add_argument("--limit", type=int, help="use only so many images (for a quick try)")
+    parser.add_argument("--test", action="store_true", help="accuracy on the test images instead")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
+    parser.add_argument("--output", type=Path, default=Path("docs/formats.md"))
+    arguments, config = parse_config(parser, argv)
+    for name, value in (("rounds", arguments.rounds), ("limit", arguments.limit)):
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}; it must be at least 1")
+    torch.set_num_threads(1)
+    split = "test" if arguments.test else "validation"
+    try:
+        formats = formats_of(Path(arguments.model_path), arguments.compile)
+        images, labels = load_split(config.data.directory, split)
+    except (FileNotFoundError, ValueError) as error:
+        logger.error("error: %s", error)
+        return 1
+    images, labels = images[: arguments.limit], labels[: arguments.limit]
+    measure(formats, images, labels, arguments.rounds)
+    title = f"accuracy, {len(images)} {split} images"
+    logger.info("%s", table(formats, title))
+    picture = Path(config.paths.plots) / "formats.png"
+    plot_formats([(item.name, item.images_per_second(BATCHES[-1]), item.accuracy) for item in formats], picture)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python -m src.export.compare", *(argv if argv is not None else sys.argv[1:])])
+    link = Path(os.path.relpath(picture, arguments.output.parent)).as_posix()
+    arguments.output.write_text(page(formats, title, command, link))
+    logger.info("wrote %s and %s", arguments.output, picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""python -m src.export.onnx and src.export.compare, on a small network trained on drawn garments."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from PIL import Image
+
+from src.data.datamodule import load_split
+from src.export import compare
+from src.export.onnx import main
+from src.inference import Predictor
+from src.inference.onnx_runtime import OnnxRuntime
+from src.models import ModelConfig, build_classifier, load_model, save_model
+from src.preprocessing import Preprocessing
+from tests.conftest import ROOT
+from tests.drawing import GARMENTS
+
+FILES = ("model.onnx", "model.int8.onnx")
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory) -> Path:
+    """A folder with a network that has learnt the drawn garments in a second. Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    args = {"widths": [8, 16], "blocks": [0, 1]}
+    config = ModelConfig("fashion_mnist", "resnet", args, list(GARMENTS), Preprocessing(28, 28, 1))
+    torch.manual_seed(0)
+    model = build_classifier(config)
+    model.mean += 0.3
+    model.std -= 0.6
+    images, labels = (torch.from_numpy(array) for array in load_split(drawn, "train"))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(15):
+        for part, target in zip(images.split(64), labels.split(64), strict=True):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(part), target).backward()
+            optimizer.step()
+    save_model(folder, model.eval(), config)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tiny_overrides, tmp_path, monkeypatch):
+    """``run("key=value", ...)``: the export of a copy of ``trained``, which is ``tmp_path``/model."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    save_model(folder, *load_model(trained))
+    fixed = ["--config", str(ROOT / "configs" / "config.yaml"), "--model-path", str(folder), *tiny_overrides]
+    return lambda *arguments, command=main: command([*fixed, "export.calibration_images=60", *arguments])
+
+
+def test_both_files_are_made_and_agree_with_torch(run, drawn, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert run("export.max_accuracy_loss=0.05") == 0
+    images, labels = load_split(drawn, "test")
+    wanted = Predictor.load(tmp_path / "model").probabilities(images)
+    assert (wanted.argmax(1) == labels).mean() > 0.9
+    found = Predictor.load(tmp_path / "model", runtime="onnx").probabilities(images)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    small = Predictor.load(tmp_path / "model", runtime="onnx-int8").probabilities(images)
+    assert (small.argmax(1) == wanted.argmax(1)).mean() > 0.9
+    for part in (r"model\.onnx: \d+ KB, accuracy", r"INT8 by minmax: \d+ of 64 right", "the limit is 5.00"):
+        assert re.search(part, caplog.text), part
+
+
+def test_the_files_name_their_weights_and_take_any_batch(run, tmp_path):
+    assert run("export.max_accuracy_loss=0.05", "export.opset=18") == 0
+    folder = tmp_path / "model"
+    sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    for name in FILES:
+        model = onnx.load(folder / name)
+        onnx.checker.check_model(model, full_check=True)
+        assert {item.key: item.value for item in model.metadata_props}["weights_sha256"] == sha256
+        assert model.opset_import[0].version == 18
+        for size in (1, 5):
+            assert OnnxRuntime(folder / name)(np.zeros((size, 1, 28, 28), np.uint8)).shape == (size, 4)
+
+
+def test_int8_has_weights_by_channel_and_uint8_activations(run, tmp_path):
+    assert run("export.max_accuracy_loss=0.05") == 0
+    graph = onnx.load(tmp_path / "model" / "model.int8.onnx").graph
+    tensors = {item.name: item for item in graph.initializer}
+    nodes = {output: node for node in graph.node for output in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert convolutions
+    for convolution in convolutions:
+        activation, weight = (nodes[name] for name in convolution.input[:2])
+        values = tensors[weight.input[0]]
+        assert values.data_type == TensorProto.INT8
+        assert list(tensors[weight.input[1]].dims) == [values.dims[0]]
+        assert tensors[activation.input[2]].data_type == TensorProto.UINT8
+
+
+def test_two_exports_give_the_same_bytes(run, tmp_path):
+    contents = []
+    for _ in range(2):
+        assert run("export.max_accuracy_loss=0.05") == 0
+        contents.append([(tmp_path / "model" / name).read_bytes() for name in FILES])
+    assert contents[0] == contents[1]
+
+
+def test_int8_that_loses_too_much_is_refused(run, tmp_path, caplog):
+    (tmp_path / "model" / "model.int8.onnx").write_bytes(b"an older one")
+    assert run("export.max_accuracy_loss=-1") == 1
+    assert re.search(
+        r"INT8 loses -?\d.* on 64 validation images, the limit is -100.00; serve with --runtime", caplog.text
+    )
+    assert sorted(path.name for path in (tmp_path / "model").glob("*.onnx")) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("data.directory=nowhere", "python src/data/prepare.py"), ("export.opset=1", "as ONNX opset 1")],
+)
+def test_what_cannot_be_exported_is_an_error(run, override, said, caplog):
+    assert run(override) == 1
+    assert said in caplog.text
+
+
+def test_other_classes_are_an_error(run, tmp_path, caplog):
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace("Sneaker", "Boot"))
+    assert run() == 1
+    assert "knows the classes" in caplog.text
+
+
+def test_saving_other_weights_drops_the_files_made_of_the_older_ones(tmp_path):
+    config = ModelConfig("a", "resnet", {"widths": [4], "blocks": [0]}, list(GARMENTS), Preprocessing(28, 28, 1))
+    model = build_classifier(config)
+    save_model(tmp_path, model, config)
+    (tmp_path / "model.onnx").touch()
+    save_model(tmp_path, model, config)
+    assert (tmp_path / "model.onnx").exists()
+    model.mean += 1
+    save_model(tmp_path, model, config)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_the_formats_are_compared(run, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert run("--rounds", "1", "--limit", "20", "--output", "docs/formats.md", command=compare.main) == 0
+    assert run("export.max_accuracy_loss=0.05") == 0
+    assert run("--rounds", "1", "--limit", "20", "--output", "docs/formats.md", "--test", command=compare.main) == 0
+    page = (tmp_path / "docs" / "formats.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
+        "format", "---", "torch, as trained", "torch", "onnx", "onnx-int8",
+    ]  # fmt: skip
+    assert "accuracy, 20 test images" in page
+    assert "](../plots/formats.png)" in page
+    with Image.open(tmp_path / "plots" / "formats.png") as picture:
+        assert picture.format == "PNG"
+    assert "accuracy, 20 validation images" in caplog.text
+
+
+def test_wrong_numbers_are_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--rounds", "0", command=compare.main)
+    assert "--rounds is 0; it must be at least 1" in capsys.readouterr().err
