@@ -10,7 +10,7 @@ export DATA_MIRROR := $(abspath $(DATA_MIRROR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train evaluate sweep predict mlflow-ui serve stop test test-containers lint format docs clean
+.PHONY: help env data train evaluate sweep predict onnx formats mlflow-ui serve stop test test-containers lint format docs clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -36,6 +36,12 @@ sweep: env  ## search learning rate, batch size, optimizer and dropout
 
 predict: env  ## classify the folder INPUT into the CSV OUTPUT
 	python src/predict.py --input_path $(INPUT) --output_path $(OUTPUT)
+
+onnx: env  ## make the ONNX files of models/best_model, FP32 and INT8
+	python -m src.export.onnx --config configs/config.yaml --model-path models/best_model
+
+formats: env  ## compare the formats of models/best_model: size, speed, accuracy
+	python -m src.export.compare --config configs/config.yaml --model-path models/best_model
 
 mlflow-ui: env  ## look at the experiments
 	mlflow ui
