@@ -27,6 +27,7 @@ from src.models.storage import weights_sha256
 
 MAX_DIFFERENCE = 1e-5  # of FP32 probabilities from PyTorch's
 BATCH = 250
+WRITE_ERRORS = (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError, ValueError, RuntimeError)
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,9 @@ def write_onnx(model: ImageClassifier, card: ModelConfig, path: Path, opset: int
                 input_names=["images"], output_names=["logits"],
                 dynamic_axes={"images": any_batch, "logits": any_batch},
             )  # fmt: skip
-        except (torch.onnx.errors.OnnxExporterError, ValueError, RuntimeError) as error:
+            onnx.checker.check_model(onnx.load(path), full_check=True)
+        except WRITE_ERRORS as error:
             raise ExportError(f"PyTorch cannot write this model as ONNX opset {opset}: {error}") from error
-    onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
 def check(path: Path, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wanted: np.ndarray) -> dict:
