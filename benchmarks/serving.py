@@ -1,0 +1,146 @@
+"""Compare servers on one machine, with one model and one load: ``python benchmarks/serving.py``.
+
+Each round starts every server in turn, waits for its first correct answer, warms it up, measures it with wrk and stops
+it, so that what drifts on the machine meets all alike. Prints the table and writes docs/benchmarks.md. Needs an idle
+machine: the figures of a busy one mean nothing.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from benchmarks.contenders import NAMES, launch, version_of
+from benchmarks.load import CONTENT_TYPES, measure, require_wrk, test_images
+from benchmarks.machine import describe_machine
+from benchmarks.servers import ONE_THREAD, ServerError, running
+from benchmarks.tables import table
+from benchmarks.torchserve import PYTHON, build_archive
+from src.inference import Predictor
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+COLUMNS = ("server", "requests/s", "ratio", "p50 ms", "p95 ms", "p99 ms", "errors", "memory MB", "cold start s", "body")
+
+
+def compare(names: list[str], arguments: argparse.Namespace, images: list[bytes], settings: dict) -> tuple[dict, dict]:
+    """All rounds: by name, a list of figures; and why, for those that could not be measured."""
+    expected = Predictor.load(ROOT / "models" / "best_model").predict(images[:1])[0].predicted_class
+    runtime = settings["handler"].get("runtime", "torch")
+    found, failed = defaultdict(list), {}
+    for number in range(arguments.rounds):
+        for name in names:
+            if name in failed:
+                continue
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    start = launch(name, Path(folder), arguments.workers, runtime)
+                    figures = measure_one(start, arguments, images, expected)
+            except ServerError as error:
+                failed[name] = str(error)
+                print(f"{name}: {error}", file=sys.stderr)
+                continue
+            found[name].append(figures)
+            print(f"round {number + 1}, {name}: {figures['requests_per_second']:.0f} requests/s", flush=True)
+        if "in-process" in arguments.only:
+            figures = measure_in_process(arguments, images, settings["batchSize"], runtime)
+            found["in-process"].append(figures)
+            print(f"round {number + 1}, in-process: {figures['requests_per_second']:.0f} images/s", flush=True)
+    return found, failed
+
+
+def measure_one(start, arguments: argparse.Namespace, images: list[bytes], expected: int) -> dict:
+    """One server: start, warm up, measure."""
+    with running(start, images[0], expected) as server:
+        load = {"form": start.form, "connections": arguments.connections}
+        if arguments.warmup:
+            measure(start.url, images, seconds=arguments.warmup, **load)
+        measured = measure(start.url, images, seconds=arguments.seconds, **load)
+        return vars(measured) | {"memory": server.memory(), "cold_start": server.cold_start, "form": start.form}
+
+
+def measure_in_process(arguments: argparse.Namespace, images: list[bytes], batch: int, runtime: str) -> dict:
+    """Decode, inference and encode in a loop, without a server."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, image in enumerate(images):
+            Path(folder, f"{number:04d}").write_bytes(image)
+        command = [PYTHON, "-m", "benchmarks.peers.in_process", folder, str(arguments.seconds), str(arguments.workers)]
+        environment = {"PYTHONPATH": str(ROOT), "PEER_RUNTIME": runtime} | ONE_THREAD
+        done = subprocess.run(
+            [*command, str(batch)], env=environment, capture_output=True, text=True, timeout=arguments.seconds + 300
+        )
+    if done.returncode != 0:
+        raise SystemExit(f"error: the in-process loop failed: {done.stderr[-1000:]}")
+    return json.loads(done.stdout)
+
+
+def rows_of(found: dict) -> list[list[str]]:
+    """One row a contender: the median of its rounds; the ratio is the median of each round's to this project's."""
+    rows = []
+    for name, rounds in found.items():
+        middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0] if key != "form"}
+        ratio = "-"
+        if "project" in found:
+            pairs = zip(rounds, found["project"], strict=False)
+            ratio = f"{statistics.median(a['requests_per_second'] / b['requests_per_second'] for a, b in pairs):.2f}"
+        row = [NAMES.get(name, "in-process limit, no server"), f"{middle['requests_per_second']:,.0f}", ratio]
+        if "p50_ms" in middle:
+            row += [f"{middle[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
+            row += [f"{middle['errors']:.0f}", f"{middle['memory'] / 1e6:.0f}", f"{middle['cold_start']:.1f}"]
+            row.append(CONTENT_TYPES[rounds[0]["form"]])
+        rows.append(row + ["-"] * (len(COLUMNS) - len(row)))
+    return rows
+
+
+def write_page(rows: list, failed: dict, arguments: argparse.Namespace, settings: dict, source: str) -> None:
+    """docs/benchmarks.md."""
+    runtime = settings["handler"].get("runtime", "torch")
+    lines = [
+        "# Serving compared", "", f"Written by `python {' '.join(['benchmarks/serving.py', *sys.argv[1:]])}`.", "",
+        *describe_machine(), f"- Model: models/best_model, runtime {runtime}; {arguments.workers} workers each",
+        f"- Load: wrk on the same cores, 1 thread, {arguments.connections} connections, {source}, 256 in turn;",
+        f"  {arguments.warmup:g} s of warm-up, {arguments.seconds:g} s measured, medians of {arguments.rounds} rounds",
+        "", table(COLUMNS, rows), "",
+        "Ratio: requests/s against this project in the same round. Memory: PSS of all the server's processes after the",
+        "load, 10^6 bytes. Cold start: from the start of the process to the first correct answer. The stock handler",
+        "runs eager PyTorch with TorchServe's own settings; the others run this project's Predictor on its runtime.",
+        "", "Versions: " + "; ".join(dict.fromkeys(version_of(name) for name in arguments.only if name in NAMES)) + ".",
+    ]  # fmt: skip
+    lines += [f"\nNot measured: {name}, because {reason.splitlines()[0]}" for name, reason in failed.items()]
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    choices = [*NAMES, "in-process"]
+    parser.add_argument("--only", nargs="+", choices=choices, default=choices, metavar="NAME", help=", ".join(choices))
+    parser.add_argument("--connections", type=int, default=64, help="open at once; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=2, help="of each server; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--warmup", type=float, default=20, help="seconds; the JVM needs 15; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=15, help="measured in each round; default: %(default)s")
+    parser.add_argument("--no-page", action="store_true", help="do not write docs/benchmarks.md")
+    arguments = parser.parse_args(argv)
+    for name in ("connections", "workers", "rounds", "seconds"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+    require_wrk()
+    settings = build_archive()
+    images, source = test_images()
+    found, failed = compare([name for name in arguments.only if name in NAMES], arguments, images, settings)
+    rows = rows_of(found)
+    print(table(COLUMNS, rows))
+    if not arguments.no_page:
+        write_page(rows, failed, arguments, settings, source)
+        print(f"wrote {PAGE.relative_to(ROOT)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

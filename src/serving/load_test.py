@@ -1,0 +1,148 @@
+"""Does a running server keep what its users were promised? ``python -m src.serving.load_test``
+
+Sends test images in the three input forms and 2% bad requests at a constant rate, prints a table, writes a JSON file
+and an HTML report, and exits 0 when every promise is kept, 1 when one is missed, 2 when there is no server.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from src.serving.load_report import write_report
+from src.serving.load_requests import load_images, mix
+from src.serving.load_users import Answer, Usage, run_users
+from src.serving.operate import NotReady, check_ready
+from src.serving.processes import listening_process
+
+BAD_SHARE = 0.02
+LIMITS = {"mean_ms": 200.0, "p95_ms": 300.0, "failures": 0.01, "cpu": 0.70, "memory_mb": 2000.0}
+RATE_KEPT = 0.95  # a load that was not sent proves nothing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One promise: what was found (None: it could not be seen), the limit, and whether it was kept."""
+
+    name: str
+    found: float | None
+    limit: float
+    kept: bool
+    note: str = ""
+
+
+def summarize(answers: list[Answer], usage: Usage, duration: float) -> dict:
+    """The figures of one test; latencies in milliseconds, cpu as a share of the machine, memory in 10^6 bytes."""
+    latencies = 1000 * np.array([answer.seconds for answer in answers]) if answers else np.array([np.inf])
+    hits = [answer.hit for answer in answers if answer.hit is not None]
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
+    return {
+        "requests": len(answers),
+        "requests_per_second": len(answers) / duration,
+        "mean_ms": float(latencies.mean()),
+        "p50_ms": float(p50),
+        "p95_ms": float(p95),
+        "p99_ms": float(p99),
+        "max_ms": float(latencies.max()),
+        "failures": sum(bool(answer.fault) for answer in answers) / len(answers) if answers else 1.0,
+        "faults": dict(Counter(answer.fault for answer in answers if answer.fault)),
+        "forms": dict(Counter(answer.form for answer in answers)),
+        "accuracy": float(np.mean(hits)) if hits else None,
+        "cpu": float(np.mean(usage.cpu)) if usage.cpu else None,
+        "memory_mb": max(usage.bytes) / 1e6 if usage.bytes else None,
+    }
+
+
+def judge(figures: dict, rate: float) -> list[Verdict]:
+    """The figures of ``summarize`` against LIMITS. What could not be seen is not held against the server."""
+    verdicts = []
+    for name, limit in LIMITS.items():
+        found = figures[name]
+        note = "not seen: the server's processes are not on this machine or another user's" if found is None else ""
+        verdicts.append(Verdict(name, found, limit, found is None or found <= limit, note))
+    found, least = figures["requests_per_second"], RATE_KEPT * rate
+    verdicts.append(Verdict("requests_per_second", found, least, found >= least, "at least"))
+    return verdicts
+
+
+def show(figures: dict, verdicts: list[Verdict]) -> str:
+    """The table that is printed."""
+    lines = [f"{'':22}{'found':>12}{'limit':>12}"]
+    for verdict in verdicts:
+        found = "-" if verdict.found is None else f"{verdict.found:.3f}"
+        word = "ok" if verdict.kept else "MISSED"
+        lines.append(f"{verdict.name:22}{found:>12}{verdict.limit:>12.3f}  {word}  {verdict.note}".rstrip())
+    for name in ("p50_ms", "p99_ms", "max_ms", "requests", "accuracy"):
+        if figures[name] is not None:
+            lines.append(f"{name:22}{figures[name]:>12.3f}")
+    lines += [f"{count} times: {fault}" for fault, count in figures["faults"].items()]
+    return "\n".join(lines)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m src.serving.load_test", description=__doc__.splitlines()[0])
+    parser.add_argument("--inference", default="http://127.0.0.1:8080", help="default: %(default)s")
+    parser.add_argument("--management", default="http://127.0.0.1:8081", help="default: %(default)s")
+    parser.add_argument("--model", default="fashion_mnist", help="default: %(default)s")
+    parser.add_argument("--rate", type=float, default=100, help="requests a second; default: %(default)s")
+    parser.add_argument("--duration", type=float, default=60, help="seconds; default: %(default)s")
+    parser.add_argument("--data", type=Path, default=Path("data/fashion_mnist/test.npz"), help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("logs/load_test"), help="a folder; default: %(default)s")
+    parser.add_argument("--token", default=os.environ.get("TORCHSERVE_TOKEN", ""), help="inference key of --secure")
+    parser.add_argument("--management-token", default=os.environ.get("TORCHSERVE_MANAGEMENT_TOKEN", ""))
+    arguments = parser.parse_args(argv)
+    for name in ("rate", "duration"):
+        if getattr(arguments, name) <= 0:
+            parser.error(f"--{name} is {getattr(arguments, name):g}; it must be above 0")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        workers = check_ready(arguments.management, arguments.model, arguments.management_token)
+    except NotReady as error:
+        print(f"error: {error}; start a server with ./run_torchserve.sh", file=sys.stderr)
+        return 2
+    mirror = Path(os.environ["DATA_MIRROR"]) if os.environ.get("DATA_MIRROR") else None
+    images, labels, source = load_images(arguments.data, mirror)
+    print(f"{arguments.rate:g} requests/s for {arguments.duration:g} s to {workers} workers: {source}")
+    answers, usage = run_users(
+        f"{arguments.inference}/predictions/{arguments.model}",
+        mix(images, labels, BAD_SHARE),
+        arguments.rate,
+        arguments.duration,
+        arguments.token,
+        listening_process(arguments.inference),
+    )
+    figures = summarize(answers, usage, arguments.duration)
+    verdicts = judge(figures, arguments.rate)
+    print(show(figures, verdicts))
+    about = {
+        "when": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB",
+        "rate": arguments.rate,
+        "duration_s": arguments.duration,
+        "workers": workers,
+        "images": source,
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    content = {"about": about, "figures": figures, "verdicts": [asdict(verdict) for verdict in verdicts]}
+    (arguments.output / "load_test.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_report(arguments.output / "load_test.html", about, show(figures, verdicts), answers, usage)
+    kept = all(verdict.kept for verdict in verdicts)
+    print(f"{'every promise kept' if kept else 'a promise was missed'}; see {arguments.output}/load_test.html")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
