@@ -10,7 +10,7 @@ export DATA_MIRROR := $(abspath $(DATA_MIRROR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env data train evaluate sweep predict onnx formats mlflow-ui serve stop test test-containers lint format docs clean
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*##.*/\1/p' $(MAKEFILE_LIST))  # every verb of the list below
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -51,6 +51,15 @@ serve:  ## serve models/best_model with TorchServe
 
 stop:  ## stop that server
 	./run_torchserve.sh --stop
+
+bench: env  ## compare servers, sweep settings, scale and profile (hours, on an idle machine; needs wrk)
+	python benchmarks/serving.py
+	python benchmarks/tune.py
+	python benchmarks/scaling.py
+	python benchmarks/stages.py
+
+load-test: env  ## 100 requests/s to the running server for a minute, with a verdict
+	python -m src.serving.load_test
 
 test: env  ## run every test
 	python -m pytest tests/ -v --numprocesses 2 --dist loadfile --durations 25

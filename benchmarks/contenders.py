@@ -88,7 +88,7 @@ def launch(name: str, folder: Path, workers: int, runtime: str) -> Launch:
         command += ["-p", str(port), "-w", str(workers)]
         return Launch(command, f"{address}/invocations", "mlflow", environment)
     if name == "ray":
-        environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(folder)}
+        environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
         return Launch([str(python), "-m", "benchmarks.peers.ray_app", *numbers], f"{address}/", "raw", environment)
     return Launch(
         [str(python), "-m", f"benchmarks.peers.{name}_app", *numbers], f"{address}/predict", "json", environment

@@ -14,6 +14,7 @@ from benchmarks.servers import ROOT, Launch, free_ports
 
 ARCHIVE = ROOT / "torchserve" / "model-store" / "fashion_mnist.mar"
 PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
+PROPERTIES = ROOT / "torchserve" / "config.properties"
 SHIPPED_LOG = ROOT / "torchserve" / "log4j2.xml"
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 
@@ -52,7 +53,7 @@ def prepare(setting: Setting, folder: Path) -> tuple[Launch, dict[str, str]]:
         path.mkdir(parents=True, exist_ok=True)
     repack(ARCHIVE, store / ARCHIVE.name, setting)
     addresses = dict(zip(ADDRESSES, (f"http://127.0.0.1:{port}" for port in free_ports(3)), strict=True))
-    lines = read_properties(ROOT / "torchserve" / "config.properties") if setting.shipped_config else {}
+    lines = read_properties(PROPERTIES) if setting.shipped_config else {}
     if setting.shipped_config:
         lines["metrics_config"] = str(ROOT / "torchserve" / "metrics.yaml")
     lines |= {"grpc_inference_port": "0", "grpc_management_port": "0"} | addresses | setting.config
@@ -84,11 +85,6 @@ def repack(source: Path, target: Path, setting: Setting) -> None:
 def read_properties(path: Path) -> dict[str, str]:
     """The keys and values of a .properties file without continued lines."""
     return dict(re.findall(r"^([\w.]+)=(.*)$", path.read_text(), re.MULTILINE))
-
-
-def shipped_java_options() -> str:
-    """The JVM's options as shipped."""
-    return read_properties(ROOT / "torchserve" / "config.properties")["vmargs"]
 
 
 def java_home() -> str:

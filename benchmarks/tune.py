@@ -18,20 +18,20 @@ from benchmarks.load import measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
 from benchmarks.servers import running
 from benchmarks.tables import table
-from benchmarks.torchserve import Setting, build_archive, prepare, shipped_java_options
+from benchmarks.torchserve import PROPERTIES, Setting, build_archive, prepare, read_properties
 from src.inference import Predictor
 
 PAGE = ROOT / "docs" / "tuning.md"
 SHIPPED = ("shipped", "")
 COLUMNS = ("factor", "setting", "requests/s", "ratio", "p99 ms", "p50 ms at 8", "p50 ms at 1", "memory MB", "start s")
-MODEL = {"batchSize": (1, 8, 16, 32, 64), "maxBatchDelay": (1, 2, 5, 10)}
+MODEL = {"batchSize": (1, 8, 16, 32, 64), "maxBatchDelay": (0, 1, 2, 5, 10)}
 CONFIG = {
     "number_of_netty_threads": ("1", "2", "4"),
     "netty_client_threads": ("1", "2", "4"),
     "metrics_mode": ("prometheus", "log"),
     "disable_system_metrics": ("true", "false"),
     "prefer_direct_buffer": ("true", "false"),
-    "job_queue_size": ("100", "1000"),
+    "async_logging": ("true",),
 }
 JAVA = ("-XX:+UseSerialGC", "-XX:+UseParallelGC", "-XX:+UseG1GC", "-XX:TieredStopAtLevel=1", "-Xmx256m")
 FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
@@ -40,7 +40,7 @@ FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
 def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[str, str], Setting]:
     """By (factor, value): the shipped setting first, then every other value of each factor."""
     base = {"minWorkers": workers, "maxWorkers": workers}
-    found = {SHIPPED: Setting(base)}
+    found, lines = {SHIPPED: Setting(base)}, read_properties(PROPERTIES)
     for factor in factors:
         if factor == "workers":
             for count in range(1, 5):
@@ -52,10 +52,11 @@ def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[s
                     found[factor, str(value)] = Setting(base | {factor: value})
         elif factor in CONFIG:
             for value in CONFIG[factor]:
-                found[factor, value] = Setting(base, {factor: value})
+                if value != lines.get(factor):
+                    found[factor, value] = Setting(base, {factor: value})
         elif factor == "vmargs":
             for option in JAVA:
-                found[factor, option] = Setting(base, {"vmargs": f"{shipped_java_options()} {option}"})
+                found[factor, option] = Setting(base, {"vmargs": f"{lines['vmargs']} {option}"})
         else:
             found[factor, "TorchServe's own"] = Setting(base, log_config=None)
     return found
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         f"- Load: wrk, {arguments.connections} connections, {source}; {arguments.warmup:g} s of warm-up, "
         f"{arguments.seconds:g} s measured, medians of {arguments.rounds} rounds",
         f"- Shipped: {arguments.workers} workers, batchSize {shipped['batchSize']}, maxBatchDelay "
-        f"{shipped['maxBatchDelay']} ms, `{shipped_java_options()}`, torchserve/log4j2.xml",
+        f"{shipped['maxBatchDelay']} ms, `{read_properties(PROPERTIES)['vmargs']}`, torchserve/log4j2.xml",
         f"- The shipped setting's own rounds differ by {spread:.0f}%: a smaller difference means nothing",
         "",
         table(COLUMNS, rows_of(found)),

@@ -119,9 +119,8 @@ def find_fault(shot: Shot, status: int, body: bytes) -> str:
     if not isinstance(answer, dict) or not answer.keys() >= set(FIELDS):
         return f"the answer misses one of {', '.join(FIELDS)}"
     probabilities = answer["probabilities"]
-    best = max(probabilities, key=probabilities.get)
-    if not math.isclose(sum(probabilities.values()), 1, abs_tol=1e-3):
+    if not isinstance(probabilities, dict) or not math.isclose(sum(probabilities.values()), 1, abs_tol=1e-3):
         return "the probabilities do not sum to 1"
-    if probabilities[answer["predicted_label"]] < probabilities[best] or answer["confidence"] != probabilities[best]:
+    if not probabilities.get(answer["predicted_label"]) == answer["confidence"] == max(probabilities.values()):
         return "the predicted label is not the most probable one"
     return ""

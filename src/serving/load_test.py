@@ -19,7 +19,7 @@ import psutil
 
 from src.serving.load_report import write_report
 from src.serving.load_requests import load_images, mix
-from src.serving.load_users import Answer, Usage, run_users
+from src.serving.load_users import TIMEOUT, Answer, Usage, run_users
 from src.serving.operate import NotReady, check_ready
 from src.serving.processes import listening_process
 
@@ -41,7 +41,7 @@ class Verdict:
 
 def summarize(answers: list[Answer], usage: Usage, duration: float) -> dict:
     """The figures of one test; latencies in milliseconds, cpu as a share of the machine, memory in 10^6 bytes."""
-    latencies = 1000 * np.array([answer.seconds for answer in answers]) if answers else np.array([np.inf])
+    latencies = 1000 * np.array([answer.seconds for answer in answers] or [TIMEOUT])
     hits = [answer.hit for answer in answers if answer.hit is not None]
     p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
     return {

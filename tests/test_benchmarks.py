@@ -1,0 +1,124 @@
+"""The benchmarks' own parts: what they send, read and change. What they measure is not a test's business."""
+
+import json
+import re
+import shutil
+import socket
+import zipfile
+
+import pytest
+import yaml
+
+from benchmarks import contenders, load, stages, tune
+from benchmarks.servers import find_class
+from benchmarks.tables import table
+from benchmarks.torchserve import PROPERTIES, Setting, read_properties, repack
+from src.serving.load_requests import draw_images, encode_png
+from tests.conftest import ROOT
+
+PNG = encode_png(draw_images(1)[0])
+SHIPPED = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"predicted_class": 3},
+        [{"predicted_class": 3}],
+        {"predictions": [{"predicted_class": 3}]},
+    ],
+)
+def test_class_is_found_in_any_wrapping(answer):
+    assert find_class(answer) == 3
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"predictions": []}, {"error": "x"}, None])
+def test_no_class_in_another_answer(answer):
+    assert find_class(answer) is None
+
+
+def test_table_is_markdown():
+    lines = table(("server", "requests/s"), [["a", "1"], ["long name", "1,000"]]).splitlines()
+    assert lines[2] == "| a         |          1 |"
+    assert lines[1] == "|-----------|-----------:|"
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_tune_changes_one_factor_at_a_time():
+    settings = tune.settings_of(list(tune.FACTORS), SHIPPED, workers=2)
+    assert next(iter(settings)) == tune.SHIPPED
+    assert {factor for factor, _ in settings} == {"shipped", *tune.FACTORS}
+    base = settings.pop(tune.SHIPPED)
+    for setting in settings.values():
+        different = [
+            name for name in ("model", "config", "log_config") if getattr(setting, name) != getattr(base, name)
+        ]
+        assert len(different) == 1, setting
+        assert len(setting.config) <= 1
+
+
+def test_repack_changes_what_is_asked_and_nothing_else(tmp_path):
+    source, target = tmp_path / "a.mar", tmp_path / "b.mar"
+    content = {
+        "MAR-INF/MANIFEST.json": json.dumps({"model": {"handler": "handler.py"}}),
+        "handler.py": "one",
+        "model.pt": "weights",
+        "model-config.yaml": "batchSize: 32\nhandler: {threads: 1}\n",
+    }
+    with zipfile.ZipFile(source, "w") as archive:
+        for name, text in content.items():
+            archive.writestr(name, text)
+    repack(source, target, Setting({"batchSize": 8}, handler=contenders.STOCK))
+    with zipfile.ZipFile(target) as archive:
+        assert archive.read("handler.py") == contenders.STOCK.read_bytes()
+        assert yaml.safe_load(archive.read("model-config.yaml")) == {"batchSize": 8, "handler": {"threads": 1}}
+        assert archive.read("model.pt") == b"weights"
+        assert archive.namelist() == list(content)
+
+
+def test_every_peer_is_pinned_and_in_the_table():
+    for path in contenders.PEERS.glob("*.txt"):
+        assert path.stem in contenders.NAMES
+        assert all(re.fullmatch(r"[\w\[\]-]+==[\d.]+", line) for line in path.read_text().splitlines()), path
+
+
+def test_properties_are_read():
+    found = read_properties(PROPERTIES)
+    assert found["decode_input_request"] == "false"
+    assert found["vmargs"].startswith("-X")
+
+
+def test_frames_are_those_of_torchserve():
+    """The message that stages.py times is what TorchServe's own codec reads."""
+    from ts.protocol.otf_message_handler import retrieve_msg
+    from ts.service import Service
+
+    left, right = socket.socketpair()
+    with left, right:
+        left.sendall(stages.message([b"one", b"two"], "image/png"))
+        command, batch = retrieve_msg(right)
+    headers, data, identifiers = Service.retrieve_data_for_inference(batch)
+    assert command == b"I"
+    assert [row["body"] for row in data] == [b"one", b"two"]
+    assert headers[0].get_request_property("content-length") == "3"
+    assert len(identifiers) == 2
+
+
+def test_wrk_measures_and_counts_what_is_not_answered(server):
+    if shutil.which("wrk") is None:
+        with pytest.raises(SystemExit, match="apt-get install wrk"):
+            load.require_wrk()
+        pytest.skip("wrk is not installed")
+    url = f"{server.inference}/predictions/fashion_mnist"
+    for form in ("raw", "json"):
+        found = load.measure(url, [PNG, PNG], form=form, connections=2, seconds=1)
+        assert found.errors == 0
+        assert found.requests_per_second > 0
+    found = load.measure(url, [b"no image"], connections=2, seconds=1)
+    assert found.errors > 0
+    assert found.requests_per_second == 0
+
+
+def test_stage_histograms_of_a_server(server):
+    assert server.predict(PNG).status_code == 200
+    assert re.search(r"^\| decode +\| +\d+ \| +[\d.]+ \|$", stages.histograms(server.metrics), re.MULTILINE)
