@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from benchmarks.load import CONTENT_TYPES, wrap
 from src.serving.processes import family, memory
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT = 180.0  # seconds until the first correct answer
+START_TIMEOUT = 300.0  # seconds until the first correct answer
 STOP_TIMEOUT = 20.0
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
@@ -56,6 +57,7 @@ class Server:
 @contextlib.contextmanager
 def running(launch: Launch, image: bytes, expected: int) -> Iterator[Server]:
     """The server while the block runs. It must answer ``image`` with class ``expected``. Raises ServerError."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a benchmark that is ended stops its server
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | launch.environment
