@@ -32,7 +32,7 @@ COLUMNS = ("server", "requests/s", "ratio", "p50 ms", "p95 ms", "p99 ms", "error
 def compare(names: list[str], arguments: argparse.Namespace, images: list[bytes], settings: dict) -> tuple[dict, dict]:
     """All rounds: by name, a list of figures; and why, for those that could not be measured."""
     expected = Predictor.load(ROOT / "models" / "best_model").predict(images[:1])[0].predicted_class
-    runtime = settings["handler"].get("runtime", "torch")
+    runtime = settings["handler"]["runtime"]
     found, failed = defaultdict(list), {}
     for number in range(arguments.rounds):
         for name in names:
@@ -100,7 +100,7 @@ def rows_of(found: dict) -> list[list[str]]:
 
 def write_page(rows: list, failed: dict, arguments: argparse.Namespace, settings: dict, source: str) -> None:
     """docs/benchmarks.md."""
-    runtime = settings["handler"].get("runtime", "torch")
+    runtime = settings["handler"]["runtime"]
     lines = [
         "# Serving compared", "", f"Written by `python {' '.join(['benchmarks/serving.py', *sys.argv[1:]])}`.", "",
         *describe_machine(), f"- Model: models/best_model, runtime {runtime}; {arguments.workers} workers each",

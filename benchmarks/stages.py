@@ -103,14 +103,19 @@ def stages(service, bodies: list[bytes], images: list[bytes], content_type: str,
     predictor = service._entry_point.__self__.predictor
     arrays = np.stack([predictor.decode(image) for image in images])
     rows = predictor.probabilities(arrays)
+
+    def decode():
+        for image, row in zip(images, arrays, strict=True):
+            predictor.decode(image, row)
+
     headers, data, ids = service.retrieve_data_for_inference(batch)
     context = service.context
     context.request_ids, context.request_processor, context.metrics.request_ids = ids, headers, ids
     answers = service._entry_point(data, context)
     inside = {
         "body: JSON, base64": lambda: [parse_body(body) for body in bodies],
-        "decode the image": lambda: [predictor.decode(image) for image in images],
-        "stack, inference, calibration": lambda: predictor.probabilities(np.stack(list(arrays))),
+        "decode the image": decode,
+        "inference, calibration": lambda: predictor.probabilities(arrays),
         "label, JSON": lambda: [orjson.dumps(vars(predictor.label(row))) for row in rows],
     }
     work = {

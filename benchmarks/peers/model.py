@@ -12,14 +12,12 @@ FOLDER = Path(__file__).resolve().parents[2] / "models" / "best_model"
 
 def load_predictor() -> Predictor:
     """The model with the runtime that PEER_RUNTIME names (that of the archive), on one thread, warm."""
-    runtime = os.environ.get("PEER_RUNTIME", "torch")
+    runtime = os.environ.get("PEER_RUNTIME", "onnx-int8")
     if runtime == "torch":
         import torch
 
         torch.set_num_threads(1)
-        predictor = Predictor.load(FOLDER)
-    else:
-        predictor = Predictor.load(FOLDER, runtime=runtime)
+    predictor = Predictor.load(FOLDER, runtime=runtime)
     predictor.warm_up()
     return predictor
 
