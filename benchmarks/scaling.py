@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.load import Measurement, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import running
+from benchmarks.servers import running, stop_servers_on_sigterm
 from benchmarks.tables import table
 from benchmarks.torchserve import Setting, build_archive, prepare
 from src.inference import Predictor
@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-page", action="store_true", help="do not write docs/scaling.md")
     arguments = parser.parse_args(argv)
     require_wrk()
+    stop_servers_on_sigterm()
     build_archive()
     images, source = test_images()
     expected = Predictor.load(ROOT / "models" / "best_model").predict(images[:1])[0].predicted_class

@@ -54,10 +54,14 @@ class Server:
         return memory(family(self.process)[1 if self.launch.launcher else 0 :])
 
 
+def stop_servers_on_sigterm() -> None:
+    """Let a benchmark that is ended stop what it started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @contextlib.contextmanager
 def running(launch: Launch, image: bytes, expected: int) -> Iterator[Server]:
     """The server while the block runs. It must answer ``image`` with class ``expected``. Raises ServerError."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a benchmark that is ended stops its server
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | launch.environment

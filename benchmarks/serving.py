@@ -20,7 +20,7 @@ sys.path[0] = str(ROOT)
 from benchmarks.contenders import NAMES, launch, version_of
 from benchmarks.load import CONTENT_TYPES, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import ONE_THREAD, ServerError, running
+from benchmarks.servers import ONE_THREAD, ServerError, running, stop_servers_on_sigterm
 from benchmarks.tables import table
 from benchmarks.torchserve import PYTHON, build_archive
 from src.inference import Predictor
@@ -131,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     require_wrk()
+    stop_servers_on_sigterm()
     settings = build_archive()
     images, source = test_images()
     found, failed = compare([name for name in arguments.only if name in NAMES], arguments, images, settings)

@@ -36,12 +36,13 @@ def build_archive() -> dict:
     if (ROOT / "torchserve" / ".run" / "running").exists():
         raise SystemExit("error: a server of this checkout is running; stop it with ./run_torchserve.sh --stop")
     ports = ",".join(map(str, free_ports(3)))
-    for arguments in (["--native", "--ports", ports], ["--stop"]):
-        done = subprocess.run(
-            [ROOT / "run_torchserve.sh", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900
-        )
-        if done.returncode != 0:
-            raise SystemExit(f"error: run_torchserve.sh failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    script, options = ROOT / "run_torchserve.sh", {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 900}
+    try:
+        done = subprocess.run([script, "--native", "--ports", ports], **options)
+    finally:
+        subprocess.run([script, "--stop"], **options)
+    if done.returncode != 0:
+        raise SystemExit(f"error: run_torchserve.sh failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     with zipfile.ZipFile(ARCHIVE) as archive:
         return yaml.safe_load(archive.read("model-config.yaml"))
 

@@ -16,7 +16,7 @@ sys.path[0] = str(ROOT)
 
 from benchmarks.load import measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import running
+from benchmarks.servers import running, stop_servers_on_sigterm
 from benchmarks.tables import table
 from benchmarks.torchserve import PROPERTIES, Setting, build_archive, prepare, read_properties
 from src.inference import Predictor
@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-page", action="store_true", help="do not write docs/tuning.md")
     arguments = parser.parse_args(argv)
     require_wrk()
+    stop_servers_on_sigterm()
     shipped = build_archive()
     images, source = test_images()
     expected = Predictor.load(ROOT / "models" / "best_model").predict(images[:1])[0].predicted_class
