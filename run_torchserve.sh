@@ -15,7 +15,7 @@ model is ready, sends torchserve/sample_input.json and prints the answer. Run ag
   --runtime   what runs the network: onnx-int8, onnx or torch (default: the one of torchserve/model-config.yaml)
   --secure    ask for a token on every request; torchserve/.run/key_file.json holds the keys
   --ports     other ports than 8080,8081,8082
-  --stop      stop the server that this script started
+  --stop      stop the server that this script started: new requests get 503, those taken are answered first
 TEXT
 }
 
@@ -47,6 +47,7 @@ venv=torchserve/.venv python=torchserve/.venv/bin/python
 run=$PWD/torchserve/.run
 pid_file=$run/tmp/.model_server.pid
 archive=torchserve/model-store/$model.mar
+deployed=torchserve/model-store/$model.deployed  # written by operate deploy; its last line names the archive to serve
 torch_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 
 running_pid() {  # prints the PID of the server that this script started, if it is alive
@@ -66,6 +67,7 @@ is_running() {  # sets pid in native mode
 stop_server() {
     local pid
     if pid=$(running_pid); then
+        drain || say "Not every request could be answered first"
         say "Stopping TorchServe (process $pid)"
         kill "$pid"
         for _ in $(seq 100); do running_pid >/dev/null || break; sleep 0.2; done
@@ -76,6 +78,23 @@ stop_server() {
         docker rm -f "$container" >/dev/null
     fi
     rm -rf "$run/running" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
+}
+
+address() { sed -n "s#^$1_address=##p" "$run/config.properties" | tail -n 1; }  # of the server that runs
+
+drain() {  # TorchServe itself closes every connection at once
+    local token=
+    if [[ -s $run/key_file.json ]]; then token=$(key management "$(address management)") || return; fi
+    TORCHSERVE_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --management "$(address management)" \
+        --metrics "$(address metrics)" --model "$model" --timeout 60
+}
+
+serves_archive() {  # whether the server that runs answers with the archive chosen; operate deploy may have changed it
+    local found token=
+    if [[ -s $run/key_file.json ]]; then token=$(key management "http://127.0.0.1:$management") || return; fi
+    found=$(TORCHSERVE_TOKEN=$token "$python" -m src.serving.operate status --model "$model" \
+        --management "http://127.0.0.1:$management" 2>/dev/null || true)
+    grep -qF "(default)  ${archive##*/} " <<<"$found"
 }
 
 make_environment() {  # one at a time: two checkouts may share it
@@ -156,6 +175,13 @@ build_archive() {
         || fail "$archive was changed after it was built; delete ${archive%/*} and run this again"
 }
 
+choose_archive() {  # what operate deploy left, if anything
+    if [[ $mode != native || ! -s $deployed ]]; then build_archive; return; fi
+    archive=torchserve/model-store/$(tail -n 1 "$deployed")
+    say "Verifying the deployed archive $archive; without $deployed models/best_model is served"
+    "$python" src/export/archive.py verify "$archive"
+}
+
 export_state() {  # a hash of what the export reads and writes
     {
         cat models/best_model/* export_model_for_torchserve.py src/inference/archive.py torchserve/model.pt \
@@ -202,7 +228,7 @@ start_native() {
         env -u PYTHONPATH -u TS_CONFIG_FILE TMPDIR="$tmp" TEMP="$tmp" LOG_LOCATION="$run/logs" METRICS_LOCATION="$run/logs" \
             setsid "$root/$python" -c 'from ts.model_server import start; start()' --start --ncs "${options[@]}" \
             --ts-config "$run/config.properties" --log-config "$root/torchserve/log4j2.xml" \
-            --model-store "$root/torchserve/model-store" --models "$model=$model.mar" >"$run/logs/console.log" 2>&1 </dev/null
+            --model-store "$root/torchserve/model-store" --models "$model=${archive##*/}" >"$run/logs/console.log" 2>&1 </dev/null
     ) || { cat "$run/logs/console.log" >&2; fail "TorchServe did not start; its message is above"; }
 }
 
@@ -229,7 +255,7 @@ fetch_keys() {  # waits until TorchServe has written them
 }
 
 key() {  # prints the key for inference or management, a new one if it has expired (TorchServe's last an hour)
-    "$python" - "$run/key_file.json" "$1" "http://127.0.0.1:$management" <<'PY'
+    "$python" - "$run/key_file.json" "$1" "$2" <<'PY'
 import datetime, json, sys, urllib.request
 path, kind, management = sys.argv[1:]
 keys = json.load(open(path))
@@ -256,15 +282,19 @@ if [[ $mode == native ]]; then
     choose_java
     if ! running_pid >/dev/null; then check_ports; fi
 fi
-build_archive
+choose_archive
 settings=$(cat torchserve/config.properties torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)
-state="$mode $secure $ports $(<"$archive.sha256") $settings"
-if [[ -f $run/running && $(<"$run/running") == "$state" ]] && is_running; then
+state="$mode $secure $ports $settings" digest=$(<"$archive.sha256")
+as_started() {
+    [[ -f $run/running && $(head -n 1 "$run/running") == "$state" ]] || return
+    [[ -s $deployed || $(tail -n 1 "$run/running") == "$digest" ]]  # a deployed archive was registered later
+}
+if as_started && is_running && serves_archive; then
     say "TorchServe is running with this archive${pid:+ (process $pid)}"
 else
     if running_pid >/dev/null; then say "The server that runs is another one than asked for"; fi
     stop_server
-    echo "$state" >"$run/running"
+    printf '%s\n' "$state" "$digest" >"$run/running"
     "start_$mode"
 fi
 
@@ -276,7 +306,7 @@ if [[ $mode == native ]]; then
 fi
 if [[ $secure == yes ]]; then
     fetch_keys
-    TORCHSERVE_TOKEN=$(key management)
+    TORCHSERVE_TOKEN=$(key management "http://127.0.0.1:$management")
     export TORCHSERVE_TOKEN
 fi
 "$python" -m src.serving.operate ready --management "http://127.0.0.1:$management" --model "$model" --timeout 120 \
@@ -285,7 +315,7 @@ fi
     stop_server
     fail "the model did not become ready; the log above is from $run/logs"
 }
-if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference); fi
+if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference "http://127.0.0.1:$management"); fi
 say "Sending torchserve/sample_input.json"
 "$python" -m src.serving.operate send torchserve/sample_input.json --inference "http://127.0.0.1:$inference" --model "$model"
 cat <<TEXT

@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from src.inference.runtimes import FILES
-from src.serving.scale import scale
+from src.serving.management import Service
+from src.serving.scaling import scale
 from tests.conftest import RUNTIME, TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG
@@ -43,7 +44,8 @@ def test_customized_description(server):
 
 def test_scaling_under_traffic_fails_no_request(server):
     """1 -> 4 -> 1 workers while clients send: every request gets its own right answer."""
-    scale(server.management, server.metrics, "fashion_mnist", 1)  # another test may have left more
+    service = Service(management=server.management, metrics=server.metrics)
+    scale(service, 1)  # another test may have left more
     bodies = [PNG, encode(OTHER)]
     expected = [server.predict(body).json()["probabilities"] for body in bodies]
     stop = threading.Event()
@@ -63,7 +65,7 @@ def test_scaling_under_traffic_fails_no_request(server):
         clients = [pool.submit(send_until_stopped, number) for number in range(CLIENTS)]
         try:
             for workers in (4, 1):
-                assert scale(server.management, server.metrics, "fashion_mnist", workers) == workers
+                assert scale(service, workers) == workers
                 assert len(server.describe()["workers"]) == workers
         finally:
             stop.set()
@@ -74,13 +76,13 @@ def test_scaling_under_traffic_fails_no_request(server):
 
 def test_scale_as_a_command(server):
     """The command of docs/api.md; with one worker already there it has nothing to wait for."""
-    command = [sys.executable, "-m", "src.serving.scale", "--workers", "1",
+    command = [sys.executable, "-m", "src.serving.operate", "scale", "--workers", "1",
                "--management", server.management, "--metrics", server.metrics]  # fmt: skip
     done = subprocess.run(command, cwd=server.root, capture_output=True, text=True, timeout=SCALING)
     assert (done.returncode, done.stdout) == (0, "fashion_mnist has 1 worker\n"), done.stderr
     done = subprocess.run([*command, "--model", "none"], cwd=server.root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: HTTP Error 404")
+    assert done.stderr.startswith(f"error: GET {server.management}/models/none answers 404: ")
     done = subprocess.run([*command, "--workers", "0"], cwd=server.root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "must be at least 1" in done.stderr

@@ -96,7 +96,7 @@ class ImageClassifierHandler:
         return images, len(parsed) > 1 or parsed[0][1]
 
     def hold(self, until: str, metrics) -> None:
-        """Take no request before ``until`` (Unix time); src/serving/scale.py says why. Raises ImageError."""
+        """Take no request before ``until`` (Unix time); src/serving/scaling.py says why. Raises ImageError."""
         try:
             seconds = min(float(until) - time.time(), MAX_HOLD)
         except ValueError as error:

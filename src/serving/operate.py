@@ -1,137 +1,115 @@
-"""Ask a running TorchServe whether it can answer: ``python -m src.serving.operate ready --model fashion_mnist``.
+"""Operate a running TorchServe: ``python -m src.serving.operate ready|status|scale|deploy|rollback|drain|send``.
 
-Needs only the standard library. ``src.serving.scale`` changes the number of workers.
+Runs on the serving environment; only ``deploy`` and ``rollback`` need more of it than the standard library.
 """
 
 import argparse
 import json
 import os
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections import Counter
 from pathlib import Path
 
-LOAD_ATTEMPTS = 2  # TorchServe itself goes on for five minutes
+from src.serving.client import send
+from src.serving.draining import drain
+from src.serving.golden import DEFAULT_GOLDEN, load_golden
+from src.serving.management import Service, show_status, status, wait_ready
+from src.serving.scaling import scale
+
+STORE = Path("torchserve/model-store")
 
 
-class NotReady(RuntimeError):
-    """The server cannot answer for this model yet; the message says why.
-
-    ``workers``: the (worker id, PID) pairs that were not READY, where the server answered.
-    """
-
-    workers: frozenset[tuple[str, int]] = frozenset()
-
-
-class NotRegistered(NotReady):
-    """The server is up and does not know the model; waiting does not help."""
-
-
-def call(
-    url: str,
-    data: bytes | None = None,
-    content_type: str = "application/json",
-    token: str = "",
-    method: str | None = None,
-    timeout: float = 10,
-    headers: dict[str, str] | None = None,
-) -> bytes:
-    """GET ``url``, or POST ``data`` to it; return the body. Raises OSError when it cannot be reached or refuses."""
-    known = {"Content-Type": content_type} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(url, data=data, headers=known | (headers or {}), method=method)
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        return answer.read()
-
-
-def check_ready(management: str, model: str, token: str = "") -> int:
-    """How many workers of ``model`` are READY, at least its minWorkers. Raises NotReady.
-
-    ``/ping`` does not tell: TorchServe says Healthy while workers still load, and with no model at all.
-    """
-    try:
-        versions = json.loads(call(f"{management}/models/{model}", token=token))
-    except urllib.error.HTTPError as error:
-        kind = NotRegistered if error.code == 404 else NotReady
-        raise kind(f"{management} answers {error.code} for model {model}: {error.read().decode().strip()}") from error
-    except (OSError, ValueError) as error:
-        raise NotReady(f"{management} does not answer ({error})") from error
-    description = versions[0]
-    ready = sum(worker["status"] == "READY" for worker in description["workers"])
-    if ready < max(1, description["minWorkers"]):
-        not_ready = NotReady(f"{ready} of {description['minWorkers']} workers of {model} are READY")
-        not_ready.workers = frozenset(
-            (worker["id"], worker["pid"])
-            for worker in description["workers"]
-            if worker["status"] != "READY" and worker["pid"] > 0
-        )
-        raise not_ready
-    return ready
-
-
-def wait_ready(management: str, model: str, timeout: float, token: str = "", process: int | None = None) -> int:
-    """Poll ``check_ready`` for ``timeout`` seconds. Raises NotReady.
-
-    Gives up early when ``process`` (a PID) has ended, or a worker has died LOAD_ATTEMPTS times while it loads.
-    """
-    deadline = time.monotonic() + timeout
-    seen: set[tuple[str, int]] = set()
-    while True:
-        try:
-            return check_ready(management, model, token)
-        except NotRegistered:
-            raise
-        except NotReady as error:
-            if process is not None and not _alive(process):
-                raise NotReady(f"the server's process {process} has ended") from error
-            seen |= error.workers
-            if any(count > LOAD_ATTEMPTS for count in Counter(worker for worker, _ in seen).values()):
-                raise NotReady(f"a worker of {model} died {LOAD_ATTEMPTS} times while it loaded the model") from error
-            if time.monotonic() > deadline:
-                raise NotReady(f"not ready after {timeout:.0f} s: {error}") from error
-            time.sleep(0.2)
-
-
-def _alive(process: int) -> bool:
-    command = Path(f"/proc/{process}/cmdline")
-    if command.exists():
-        return command.read_bytes() != b""  # a process that ended and was not reaped has none
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     ready = commands.add_parser("ready", help="exit 0 when at least minWorkers workers are READY")
-    ready.add_argument("--management", default="http://127.0.0.1:8081", help="default: %(default)s")
-    ready.add_argument("--model", default="fashion_mnist", help="default: %(default)s")
     ready.add_argument("--timeout", type=float, default=0, help="seconds to wait; 0 asks once")
     ready.add_argument("--process", type=int, help="give up when this PID has ended")
-    send = commands.add_parser("send", help="send a JSON request and print the answer")
-    send.add_argument("file", type=Path)
-    send.add_argument("--inference", default="http://127.0.0.1:8080", help="default: %(default)s")
-    send.add_argument("--model", default="fashion_mnist", help="default: %(default)s")
-    for command in (ready, send):
-        command.add_argument("--token", default=os.environ.get("TORCHSERVE_TOKEN", ""), help="for a --secure server")
+    shown = commands.add_parser("status", help="versions, workers, queue; exit 1 when the default cannot answer")
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    scaling = commands.add_parser("scale", help="set the number of workers without losing a request")
+    scaling.add_argument("--workers", type=int, required=True)
+    deploying = commands.add_parser("deploy", help="roll a new version out; go back by itself when it is worse")
+    deploying.add_argument("archive", type=Path, help="NEW.mar, its NEW.mar.sha256 beside it")
+    deploying.add_argument("--golden", type=Path, default=DEFAULT_GOLDEN, help="images and labels.csv: %(default)s")
+    deploying.add_argument("--watch", type=float, default=10, help="seconds to watch the error rate: %(default)s")
+    back = commands.add_parser("rollback", help="serve the version before the last deployed one again")
+    draining = commands.add_parser("drain", help="refuse new requests, answer those taken; before a server stops")
+    draining.add_argument("--timeout", type=float, default=60, help="seconds to wait: %(default)s")
+    sending = commands.add_parser("send", help="send a JSON request, once more if it fails, and print the answer")
+    sending.add_argument("file", type=Path)
+    for command in (deploying, back, draining):
+        command.add_argument("--store", type=Path, default=STORE, help="the server's model store: %(default)s")
+    keys, fields = os.environ, Service()
+    for command in commands.choices.values():
+        command.add_argument("--model", default=fields.model, help="default: %(default)s")
+        for api in ("inference", "management", "metrics"):
+            command.add_argument(f"--{api}", default=getattr(fields, api), help="default: %(default)s")
+        command.add_argument("--token", default=keys.get("TORCHSERVE_TOKEN", ""), help="for a --secure server")
+        command.add_argument(
+            "--inference-token", default=keys.get("TORCHSERVE_INFERENCE_TOKEN", ""), help="the same, for deploy"
+        )
+    return parser
+
+
+def run(arguments: argparse.Namespace, service: Service) -> int:
+    """Do what the command says; return the exit status. Raises RuntimeError, ValueError or OSError with the reason."""
+    match arguments.command:
+        case "ready":
+            count = wait_ready(service, arguments.timeout, process=arguments.process)
+            print(f"{service.model} is ready: {show_count(count)}")
+        case "status":
+            found = status(service)
+            print(json.dumps(found, indent=2) if arguments.json else show_status(found))
+            return 0 if found["ready"] else 1
+        case "scale":
+            print(f"{service.model} has {show_count(scale(service, arguments.workers))}")
+        case "deploy" | "rollback":
+            from src.serving.rollout import Store, deploy, roll_back  # reads archives, which needs torch and PyYAML
+
+            store = Store(arguments.store, service.model)
+            if arguments.command == "deploy":
+                items = load_golden(arguments.golden)
+                version = deploy(service, arguments.archive, store, items, arguments.watch, say)
+            else:
+                version = roll_back(service, store, say)
+            print(f"{service.model} {version} serves")
+        case "drain":
+            return 0 if drain(service, arguments.store, arguments.timeout, say) else 1
+        case "send":
+            url = f"{service.inference}/predictions/{service.model}"
+            print(send(url, arguments.file.read_bytes(), token=service.token).decode())
+    return 0
+
+
+def show_count(workers: int) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{workers} worker{'s' if workers > 1 else ''}"
+
+
+def say(line: str) -> None:
+    """Print a step at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
     arguments = parser.parse_args(argv)
+    if arguments.command == "scale" and arguments.workers < 1:
+        parser.error(f"--workers is {arguments.workers}; it must be at least 1")
+    service = Service(
+        arguments.model,
+        arguments.inference,
+        arguments.management,
+        arguments.metrics,
+        arguments.token,
+        arguments.inference_token,
+    )
     try:
-        if arguments.command == "ready":
-            count = wait_ready(
-                arguments.management, arguments.model, arguments.timeout, arguments.token, arguments.process
-            )
-            print(f"{arguments.model} is ready: {count} worker{'s' if count > 1 else ''}")
-        else:
-            url = f"{arguments.inference}/predictions/{arguments.model}"
-            print(call(url, arguments.file.read_bytes(), token=arguments.token).decode())
-    except (NotReady, OSError) as error:
+        return run(arguments, service)
+    except (RuntimeError, ValueError, OSError) as error:  # NotReady, RolloutError and ArchiveError are among them
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

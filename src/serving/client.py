@@ -1,0 +1,60 @@
+"""HTTP requests to a running TorchServe, with the standard library alone."""
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+
+PAUSE = 0.2  # seconds before a request is sent again
+
+
+class Refused(OSError):
+    """The server answered, and said no; ``status`` is the HTTP status, the message holds what the server said."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def call(
+    url: str,
+    data: bytes | None = None,
+    content_type: str = "",
+    token: str = "",
+    method: str | None = None,
+    timeout: float = 10,
+    headers: dict[str, str] | None = None,
+) -> bytes:
+    """GET ``url``, or POST ``data`` to it; return the body.
+
+    Raises Refused when the answer is no 2xx, another OSError when there is none within ``timeout`` seconds.
+    """
+    known = {"Content-Type": content_type} if content_type else {}
+    known |= {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, data=data, headers=known | (headers or {}), method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            said = " ".join(error.read().decode(errors="replace").split())
+        raise Refused(f"{request.get_method()} {url} answers {error.code}: {said}", error.code) from error
+    except http.client.HTTPException as error:  # the connection ended within an answer
+        raise ConnectionError(f"{request.get_method()} {url}: {error!r}") from error
+
+
+def send(url: str, data: bytes, content_type: str = "application/json", token: str = "", timeout: float = 30) -> bytes:
+    """POST ``data``, and once more after a 5xx answer or a broken connection: a prediction may be asked for twice.
+
+    That is enough for a worker that dies: TorchServe answers 5xx to its batch, and what comes then waits for the next
+    worker. Raises as ``call`` does.
+    """
+    try:
+        return call(url, data, content_type, token, timeout=timeout)
+    except TimeoutError:
+        raise
+    except OSError as error:
+        if isinstance(error, Refused) and error.status < 500:
+            raise
+    time.sleep(PAUSE)
+    return call(url, data, content_type, token, timeout=timeout)

@@ -1,0 +1,206 @@
+"""A new version under traffic without a failed request, and back by itself when it is worse than the old one."""
+
+import json
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from src.export.archive import MANIFEST, checksum_path, verify
+from src.serving.golden import Item, answer_golden, compare
+from src.serving.management import SLOW, Service, check_ready, count_ready, wait_ready
+from src.serving.scaling import do_when_idle
+
+WARM_UP = 5  # rounds of the golden set before a version is judged and gets traffic
+MORE_FAILURES = 0.01  # of all answers; a higher share of 5xx than before by more than this is worse
+RETIRE = 30  # seconds to wait until nobody asks for the old version by its number
+
+
+class RolloutError(RuntimeError):
+    """The version was not rolled out, and the one before it serves; the message says why."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The model store of one model. ``MODEL.deployed`` in it names the deployed archives, oldest first, one a line.
+
+    The last one is served, by ./run_torchserve.sh too; without the file MODEL.mar is, the one built from
+    models/best_model.
+    """
+
+    folder: Path
+    model: str
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.model}.deployed"
+
+    def deployed(self) -> list[str]:
+        """The names of the deployed archives."""
+        return self.record.read_text().split() if self.record.is_file() else []
+
+    def write(self, names: list[str]) -> None:
+        """Record ``names`` as the deployed archives."""
+        if not names:
+            self.record.unlink(missing_ok=True)
+            return
+        partial = self.record.with_name(f".{self.record.name}.part")
+        partial.write_text("".join(f"{name}\n" for name in names))
+        partial.replace(self.record)
+
+    def add(self, archive: Path, digest: str, version: str) -> Path:
+        """Copy a verified archive into the store as MODEL-VERSION.mar, its checksum beside it."""
+        target = self.folder / f"{self.model}-{version}.mar"
+        partial = target.with_name(f".{target.name}.part")
+        shutil.copyfile(archive, partial)
+        os.replace(partial, target)
+        checksum_path(target).write_text(f"{digest}  {target.name}\n")
+        return target
+
+
+def deploy(service: Service, archive: Path, store: Store, items: list[Item], watch: float, say: Callable) -> str:
+    """Roll ``archive`` out and return its version.
+
+    Raises ArchiveError, and RolloutError, NotReady or OSError after going back; nothing of it is left in the store.
+    """
+    digest = verify(archive)
+    version = version_of(archive, service.model)
+    if version in service.versions():
+        raise RolloutError(
+            f"version {version} is registered already; give the new archive another: ./create_mar_archive.sh --version"
+        )
+    if f"{service.model}-{version}.mar" in store.deployed():
+        raise RolloutError(f"version {version} is kept for rollback; give the new archive another")
+    say(f"verified {archive}: version {version}, sha256 {digest}")
+    target = store.add(archive, digest, version)
+    try:
+        replace_default(service, target, version, items, watch, say)
+    except BaseException:
+        target.unlink()
+        checksum_path(target).unlink()
+        raise
+    store.write([*store.deployed(), target.name])
+    return version
+
+
+def roll_back(service: Service, store: Store, say: Callable) -> str:
+    """Serve the archive before the last deployed one again and return its version; raises as ``deploy``."""
+    names = store.deployed()
+    if not names:
+        raise RolloutError(
+            f"nothing was deployed ({store.record} does not exist), so there is no version to go back to"
+        )
+    last, before = names[-1], store.folder / (names[-2] if len(names) > 1 else f"{service.model}.mar")
+    verify(before)
+    version = version_of(before, service.model)
+    replace_default(service, before, version, [], 0, say)
+    store.write(names[:-1])
+    for left in (store.folder / last, checksum_path(store.folder / last)):
+        left.unlink(missing_ok=True)
+    return version
+
+
+def version_of(archive: Path, model: str) -> str:
+    """The version in a verified archive's manifest. Raises RolloutError when it is an archive of another model."""
+    with zipfile.ZipFile(archive) as opened:
+        named = json.loads(opened.read(MANIFEST))["model"]
+    if named["modelName"] != model:
+        raise RolloutError(f"{archive} holds the model {named['modelName']}, not {model}; name it with --model")
+    return named["modelVersion"]
+
+
+def replace_default(service: Service, archive: Path, version: str, items: list[Item], watch: float, say) -> None:
+    """Register ``version``, judge it by ``items``, make it the default, watch it, unregister the one before it."""
+    old = service.describe()
+    old_version, workers, begun = old["modelVersion"], max(1, count_ready(old)), count_answers(service)
+    if version == old_version:
+        raise RolloutError(f"version {version} serves already")
+    try:
+        if version not in service.versions():
+            register(service, archive.name, version, workers)
+            say(f"version {version} is registered and has {workers} READY worker{'s' if workers > 1 else ''}")
+        if items:
+            judge(service, items, old_version, version, say)
+        before = failure_share(begun, count_answers(service))
+        service.manage(f"/{quote(version)}/set-default", "PUT")
+        say(f"version {version} is the default")
+        if watch:
+            observe(service, items, version, watch, before, say)
+    except BaseException:  # and after Ctrl-C
+        go_back(service, old_version, version, say)
+        raise
+    retire(service, old_version, say)
+
+
+def register(service: Service, name: str, version: str, workers: int) -> None:
+    """Register an archive of the store, and wait until ``workers`` workers are READY."""
+    service.register(name)
+    service.manage(f"/{quote(version)}?min_worker={workers}&max_worker={workers}", "PUT", timeout=SLOW)
+    wait_ready(service, SLOW, version)
+
+
+def judge(service: Service, items: list[Item], old: str, new: str, say: Callable) -> None:
+    """Warm ``new`` up and compare its answers on the golden set with those of ``old``. Raises RolloutError."""
+    for _ in range(WARM_UP):
+        answers = answer_golden(service, items, new)
+    good, line = compare(items, answer_golden(service, items, old), answers)
+    say(line)
+    if not good:
+        raise RolloutError(f"version {new} is worse than {old} on the {line}")
+
+
+def observe(service: Service, items: list[Item], version: str, seconds: float, before: float, say: Callable) -> None:
+    """Watch the new default: its workers, its answers, and the share of 5xx. Raises RolloutError or NotReady."""
+    begun, deadline = count_answers(service), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        check_ready(service)
+        for answer in answer_golden(service, items):
+            if answer["model_version"] != version:
+                raise RolloutError(f"the default address is answered by version {answer['model_version']}")
+        time.sleep(0.2)
+    ended = count_answers(service)
+    after = failure_share(begun, ended)
+    say(f"watched for {seconds:g} s: {ended[0] - begun[0]:.0f} answers, {after:.2%} of them 5xx, before {before:.2%}")
+    if after > before + MORE_FAILURES:
+        raise RolloutError(
+            f"version {version} fails more often: {after:.2%} of the answers are 5xx, before {before:.2%}"
+        )
+
+
+def count_answers(service: Service) -> tuple[float, float]:
+    """``(answers, those with 5xx)`` of the server since it started."""
+    failed = service.total("Requests5XX")
+    return failed + service.total("Requests2XX") + service.total("Requests4XX"), failed
+
+
+def failure_share(begun: tuple[float, float], ended: tuple[float, float]) -> float:
+    """The share of 5xx among the answers between two counts."""
+    return (ended[1] - begun[1]) / max(1.0, ended[0] - begun[0])
+
+
+def go_back(service: Service, old: str, new: str, say: Callable) -> None:
+    """Make ``old`` the default and unregister ``new``."""
+    if new in service.versions():
+        service.manage(f"/{quote(old)}/set-default", "PUT")
+        say(f"went back to version {old}")
+        retire(service, new, say)
+
+
+def retire(service: Service, version: str, say: Callable) -> None:
+    """Unregister a version that is no longer the default, once it has answered all it took."""
+
+    def unregister() -> bool:
+        service.manage(f"/{quote(version)}", "DELETE", timeout=SLOW)
+        return True
+
+    if not do_when_idle(service, version, RETIRE, unregister):
+        say(
+            f"version {version} stays registered: it is still asked for by its number; "
+            f"later: curl -X DELETE {service.management}/models/{service.model}/{version}"
+        )
+        return
+    say(f"version {version} is unregistered")

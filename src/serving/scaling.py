@@ -1,0 +1,91 @@
+"""Fewer or more workers, and versions taken away, without losing a request."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+from src.serving.management import SLOW, NotReady, Service, count_ready, wait_ready
+
+HOLD = 3.0  # seconds that workers wait while others are removed; at most MAX_HOLD of torchserve/handler.py
+QUIET = 1.0  # seconds without a request after which a version is taken to be unused
+
+
+def scale(service: Service, workers: int) -> int:
+    """Set the number of workers and wait until they are ready; return it. Raises NotReady or OSError.
+
+    TorchServe 0.12 removes a worker in the middle of its batch: it interrupts the worker's thread and puts the batch
+    back into the queue, and where the thread is faster those requests answer 500. So before it removes any,
+    every worker is given a request of ours that keeps it from taking another (``hold`` in torchserve/handler.py).
+    Requests wait meanwhile, HOLD seconds at most, and none is lost.
+
+    Not ``synchronous=true``: the thread that waits then is one of the few that take requests, and its clients wait too.
+    """
+    default = service.describe()
+    version, current = default["modelVersion"], len(default["workers"])
+
+    def change() -> bool:
+        service.manage(f"?min_worker={workers}&max_worker={workers}", "PUT", timeout=SLOW)
+        return True
+
+    if workers >= current:
+        change()
+    else:
+        wait_ready(service, SLOW)  # a worker that still loads cannot be held
+        for _ in range(3):
+            if hold_and_do(service, version, current, change):
+                break
+        else:
+            raise NotReady(f"the workers of {service.model} stay busy; none was removed, try again with less traffic")
+    return wait_ready(service, SLOW)
+
+
+def hold_and_do(service: Service, version: str, workers: int, action: Callable[[], bool], hold: float = HOLD) -> bool:
+    """``action()`` while every worker of ``version`` is held, ``hold`` seconds at most; False, without it, when they
+    are not all held in half of that."""
+    before, until = service.total("Holds", ModelName=service.model), time.time() + hold
+    with ThreadPoolExecutor(max(1, workers)) as requests:
+        for _ in range(workers):
+            requests.submit(
+                service.manage, f"/{quote(version)}?customized=true", timeout=hold, headers={"hold-until": str(until)}
+            )
+        while service.total("Holds", ModelName=service.model) < before + workers:
+            if time.time() > until - hold / 2:
+                return False
+            time.sleep(0.05)
+        return action()
+
+
+def do_when_idle(
+    service: Service, version: str, seconds: float, action: Callable[[], bool], quiet: float = QUIET
+) -> bool:
+    """``action()`` once ``version``, no longer the default, has answered all it took; False if not within ``seconds``.
+
+    Nobody may have asked for it by its number for ``quiet`` seconds, its queue must be empty, and every READY worker
+    held: a worker takes our request only after it has answered its batch.
+    """
+    deadline, hold = time.monotonic() + seconds, HOLD / 8
+
+    def asked() -> float:
+        return service.total("ts_inference_requests_total", model_name=service.model, model_version=version)
+
+    while True:
+        before = asked()
+        time.sleep(quiet)
+        description = service.describe(version)
+        workers = count_ready(description)
+        if asked() == before and waiting(description) == 0:
+
+            def act_if_still_idle(before: float = before) -> bool:
+                return asked() == before and waiting(service.describe(version)) == 0 and action()
+
+            if hold_and_do(service, version, workers, act_if_still_idle, hold):
+                return True
+            hold = min(HOLD, 2 * hold)  # short at first, for callers wait meanwhile; longer where batches take long
+        if time.monotonic() > deadline:
+            return False
+
+
+def waiting(description: dict) -> int:
+    """The requests in the queue of one version."""
+    return description["jobQueueStatus"]["pendingRequests"]
