@@ -137,8 +137,11 @@ def replace_default(service: Service, archive: Path, version: str, items: list[I
 
 
 def register(service: Service, name: str, version: str, workers: int) -> None:
-    """Register an archive of the store, and wait until ``workers`` workers are READY."""
-    service.register(name)
+    """Register an archive of the store, and wait until ``workers`` workers are READY.
+
+    Not with TorchServe's default ``synchronous=true``: the thread that waits takes requests, whose clients wait too.
+    """
+    service.register(f"{quote(name)}&synchronous=false")
     service.manage(f"/{quote(version)}?min_worker={workers}&max_worker={workers}", "PUT", timeout=SLOW)
     wait_ready(service, SLOW, version)
 

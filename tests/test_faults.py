@@ -1,0 +1,207 @@
+"""What breaks servers, done to a running one: it goes on, or comes back, and what it costs is counted."""
+
+import http.client
+import json
+import os
+import resource
+import selectors
+import signal
+import socket
+import threading
+import time
+import zlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import psutil
+import pytest
+import requests
+
+from src.export.archive import ArchiveError
+from src.serving.client import Refused, call, send
+from src.serving.management import Service, wait_ready
+from src.serving.rollout import Store, deploy
+from tests.conftest import TIMEOUT
+from tests.drawing import png_chunk
+from tests.sent_inputs import PNG
+from tests.test_archive_refusals import rewrite, sign
+
+QUEUE = 1000  # job_queue_size of torchserve/config.properties
+RAW = "application/octet-stream"
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def service(server) -> Service:
+    return Service("fashion_mnist", server.inference, server.management, server.metrics)
+
+
+@pytest.fixture(scope="module")
+def url(server) -> str:
+    return f"{server.inference}/predictions/fashion_mnist"
+
+
+@pytest.fixture(autouse=True)
+def _right_before_and_after(server, service):
+    """The server answers rightly after each of these tests as before it."""
+    wanted = server.predict(PNG).json()["probabilities"]
+    yield
+    wait_ready(service, 4 * TIMEOUT)
+    assert server.predict(PNG).json()["probabilities"] == pytest.approx(wanted, abs=1e-5)
+
+
+def address(server) -> tuple[str, int]:
+    host, port = server.inference.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def head(length: int) -> bytes:
+    """The headers of a raw request with a body of ``length`` bytes."""
+    return f"POST /predictions/fashion_mnist HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def test_a_killed_worker_comes_back_and_a_client_that_sends_again_loses_nothing(server, url):
+    """kill -9 under load: whoever is in the worker's batch gets a 5xx, and is answered when it asks once more."""
+    killed, stop, seen, lock = server.describe()["workers"][0]["pid"], threading.Event(), Counter(), threading.Lock()
+
+    def send_until_stopped(again: bool) -> None:
+        while not stop.wait(0.02):
+            try:
+                (send if again else call)(url, PNG, RAW, timeout=4 * TIMEOUT)
+                outcome = 200
+            except Refused as error:
+                outcome = error.status
+            with lock:
+                seen[again, outcome] += 1
+
+    with ThreadPoolExecutor(8) as clients:
+        running = [clients.submit(send_until_stopped, number % 2 == 0) for number in range(8)]
+        try:
+            time.sleep(0.5)
+            os.kill(killed, signal.SIGKILL)
+            deadline = time.monotonic() + 4 * TIMEOUT
+            while [(w["status"], w["pid"] != killed) for w in server.describe()["workers"]] != [("READY", True)]:
+                assert time.monotonic() < deadline, server.describe()
+                time.sleep(0.1)
+            time.sleep(0.5)
+        finally:
+            stop.set()
+        for client in running:
+            client.result(timeout=4 * TIMEOUT)
+    print(f"\nby (sends again, status): {dict(seen)}")
+    assert {status for again, status in seen if again} == {200}
+    assert {status for again, status in seen if not again} <= {200, 500, 503}
+    assert sum(count for (again, status), count in seen.items() if status != 200) <= 4  # one a client that does not
+
+
+def test_a_full_queue_refuses_at_once_and_recovers(server, service):
+    """The worker is held; the queue takes what it can, the rest gets 503, and all that was taken is answered."""
+    excess = 200
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    java = psutil.Process(server.describe()["workers"][0]["pid"]).parent()
+    with ExitStack() as stack, ThreadPoolExecutor(1) as holder:
+        until = str(time.time() + 5)
+        hold = holder.submit(service.manage, "?customized=true", timeout=TIMEOUT, headers={"hold-until": until})
+        clients = [
+            stack.enter_context(socket.create_connection(address(server), TIMEOUT)) for _ in range(QUEUE + excess)
+        ]
+        for client in clients:
+            client.sendall(head(len(PNG)) + PNG)
+        memory = java.memory_info().rss
+        seen = Counter(read_status(client) for client in clients)
+        hold.result()
+    print(f"\nanswers: {dict(seen)}; the Java server has {memory / MEGABYTE:.0f} MB")
+    assert seen.keys() == {200, 503}
+    assert seen[200] >= QUEUE
+    assert seen[503] > 0
+    assert memory < 1200 * MEGABYTE  # -Xmx512m and what lies beside the heap
+
+
+def read_status(client: socket.socket) -> int:
+    response = http.client.HTTPResponse(client)
+    response.begin()
+    response.read()
+    return response.status
+
+
+def test_idle_and_slow_clients_do_not_keep_others_waiting(server):
+    """1,000 connections that say nothing and 50 that send a byte at a time: other clients are answered meanwhile."""
+    with ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(socket.create_connection(address(server), TIMEOUT))
+        slow = [stack.enter_context(socket.create_connection(address(server), TIMEOUT)) for _ in range(50)]
+        request = head(len(PNG)) + PNG
+        for number, byte in enumerate(request[:20]):
+            for client in slow:
+                client.sendall(bytes([byte]))
+            if number % 5 == 0:
+                assert server.predict(PNG).status_code == 200
+        with selectors.DefaultSelector() as selector:
+            for client in slow:
+                selector.register(client, selectors.EVENT_READ)
+            assert selector.select(timeout=0) == []  # none was answered or cut off yet
+        for client in slow:
+            client.sendall(request[20:])
+        assert Counter(read_status(client) for client in slow) == {200: 50}
+
+
+def decompression_bombs() -> dict[str, bytes]:
+    """PNGs of some 100 kB that would unpack to 100 MB: as text, as a profile, and as pixels that the header denies."""
+    bomb, start = zlib.compress(b"\0" * 100 * MEGABYTE, 9), PNG.index(b"IDAT") - 4
+    header = PNG[:start]
+    return {
+        "text": header + png_chunk(b"zTXt", b"x\0\0" + bomb) + PNG[start:],
+        "international text": header + png_chunk(b"iTXt", b"x\0\1\0\0\0" + bomb) + PNG[start:],
+        "profile": header + png_chunk(b"iCCP", b"x\0\0" + bomb) + PNG[start:],
+        "pixels": header + png_chunk(b"IDAT", bomb) + png_chunk(b"IEND", b""),
+    }
+
+
+@pytest.mark.parametrize("name", ["text", "international text", "profile", "pixels"])
+def test_a_decompression_bomb_is_not_unpacked(server, url, name):
+    body = decompression_bombs()[name]
+    worker = psutil.Process(server.describe()["workers"][0]["pid"])
+    before = worker.memory_info().rss
+    with ThreadPoolExecutor(8) as clients:
+        statuses = {response.status_code for response in clients.map(lambda _: server.predict(body), range(16))}
+    assert statuses <= {200, 400}
+    assert worker.memory_info().rss < before + 64 * MEGABYTE
+    assert worker.is_running()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"../evil.py": b""}, "leads out of its folder"),
+        ({"/etc/evil.py": b""}, "leads out of its folder"),
+        ({"MAR-INF/MANIFEST.json": json.dumps({"model": {"handler": "../../evil.py"}}).encode()}, "names handler"),
+        ({"MAR-INF/MANIFEST.json": json.dumps({"model": {"handler": "/etc/evil.py"}}).encode()}, "names handler"),
+        ({"model_config.json": b'{"class_names": 3}'}, "is damaged"),
+        ({"model.pt": None}, r"misses model\.pt"),
+    ],
+)
+def test_what_must_not_be_served_is_refused_before_the_server_hears_of_it(server, tmp_path, content, said):
+    store = Store(server.root / "torchserve" / "model-store", "fashion_mnist")
+    archive = rewrite(store.folder / "fashion_mnist.mar", tmp_path / "x.mar", content)
+    before, nobody = sorted(store.folder.iterdir()), Service(management="http://127.0.0.1:1")
+    with pytest.raises(ArchiveError, match=said):
+        deploy(nobody, archive, store, [], 0, print)
+    archive.write_bytes(archive.read_bytes()[:-1000])
+    with pytest.raises(ArchiveError, match="was changed: its SHA-256 is"):
+        deploy(nobody, archive, store, [], 0, print)
+    with pytest.raises(ArchiveError, match="is damaged"):
+        deploy(nobody, sign(archive), store, [], 0, print)
+    assert sorted(store.folder.iterdir()) == before
+
+
+def test_without_a_server_the_client_says_so(server):
+    with pytest.raises(OSError, match="refused"):
+        send("http://127.0.0.1:1/predictions/fashion_mnist", PNG)
+    with pytest.raises(Refused, match=r"answers 404: .*Model not found: nothing"):
+        send(f"{server.inference}/predictions/nothing", PNG)
+    with pytest.raises(Refused) as refused:
+        send(f"{server.inference}/predictions/fashion_mnist", b"no image", RAW)
+    assert refused.value.status == 400
+    assert requests.get(f"{server.inference}/ping", timeout=TIMEOUT).json()["status"] == "Healthy"

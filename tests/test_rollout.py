@@ -1,0 +1,251 @@
+"""Deploy, go back, crash, start again, full disk, stop under traffic: on a TorchServe of its own, in this order."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+
+from src.export.archive import ArchiveError, checksum_path
+from src.serving.golden import load_golden
+from src.serving.management import Service, status
+from src.serving.rollout import RolloutError, Store, deploy, roll_back
+from tests.conftest import ROOT, TIMEOUT, copy_checkout, free_ports, run_script
+from tests.drawing import encode
+from tests.script_run import Run, pid_of, wait_until_none
+from tests.sent_inputs import PICTURE, PNG, as_base64, as_json
+from tests.test_archive_refusals import rewrite
+from tests.traffic import Traffic
+
+WATCH = 1.0  # seconds
+SERVING_PYTHON = "torchserve/.venv/bin/python"
+TWO = as_json(images=[as_base64(PNG)] * 2)
+SLOW = encode(PICTURE.resize((4000, 4000)), "JPEG")  # takes a worker some 100 ms
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Run:
+    """A server that may be killed; its logs lie on a file system of 1 MB where we may mount one."""
+    run = Run(copy_checkout(tmp_path_factory.mktemp("own")), free_ports(3), dict(os.environ))
+    logs = run.root / "torchserve" / ".run" / "logs"
+    logs.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(logs)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, timeout=60).returncode == 0
+    try:
+        run.start("--native")
+        yield run
+    finally:
+        run.script("--stop")
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(logs)], check=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def service(own) -> Service:
+    inference, management, metrics = (f"http://127.0.0.1:{port}" for port in own.ports)
+    return Service("fashion_mnist", inference, management, metrics)
+
+
+@pytest.fixture(scope="module")
+def url(service) -> str:
+    return f"{service.inference}/predictions/fashion_mnist"
+
+
+@pytest.fixture(scope="module")
+def store(own) -> Store:
+    return Store(own.root / "torchserve" / "model-store", "fashion_mnist")
+
+
+@pytest.fixture(scope="module")
+def second(own) -> Path:
+    """An archive of the same model with version 2.0."""
+    done = run_script(own.root, "./create_mar_archive.sh", "--version", "2.0", "--output", "new", PYTHON=SERVING_PYTHON)
+    assert done.returncode == 0, done.stderr
+    return own.root / "new" / "fashion_mnist.mar"
+
+
+def changed(archive: Path, target: Path, version: str, changes: dict[str, bytes]) -> Path:
+    """``archive`` with another version and other files, sealed as if it were right."""
+    with zipfile.ZipFile(archive) as opened:
+        manifest = json.loads(opened.read("MAR-INF/MANIFEST.json"))
+    manifest["model"]["modelVersion"] = version
+    return rewrite(archive, target, changes | {"MAR-INF/MANIFEST.json": json.dumps(manifest).encode()})
+
+
+def operate(own: Run, command: str, *arguments) -> subprocess.CompletedProcess:
+    """``python -m src.serving.operate`` on the serving environment, as run_torchserve.sh calls it."""
+    ports = zip(("--inference", "--management", "--metrics"), own.ports, strict=True)
+    addresses = [text for option, port in ports for text in (option, f"http://127.0.0.1:{port}")]
+    return run_script(own.root, SERVING_PYTHON, "-m", "src.serving.operate", command, *map(str, arguments), *addresses)
+
+
+def versions(service: Service) -> dict[str, bool]:
+    """The registered versions and whether each is the default."""
+    return {version["version"]: version["default"] for version in status(service)["versions"]}
+
+
+# ---- deploy and back ----
+
+
+def test_a_good_version_is_deployed_without_a_failed_request(own, service, url, second, store):
+    with Traffic(url) as traffic:
+        done = operate(own, "deploy", second, "--watch", WATCH)
+        assert done.returncode == 0, done.stdout + done.stderr
+        during = traffic.restart_counting()
+        traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
+        traffic.restart_counting()  # what was on its way has been counted
+        traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
+    assert during.keys() == {"1.0", "2.0"}, during
+    assert traffic.seen.keys() == {"2.0"}, traffic.seen
+    steps = [r"verified .*: version 2\.0, sha256 \w{64}", r"version 2\.0 is registered and has 1 READY worker",
+             r"golden set: 12 of 12 right, before 12; 100% of the labels as before, .*", r"version 2\.0 is the default",
+             r"watched for 1 s: \d+ answers, 0\.00% of them 5xx, before 0\.00%", r"version 1\.0 is unregistered",
+             r"fashion_mnist 2\.0 serves"]  # fmt: skip
+    for line, step in zip(done.stdout.splitlines(), steps, strict=True):
+        assert re.fullmatch(step, line), line
+    assert versions(service) == {"2.0": True}
+    assert store.deployed() == ["fashion_mnist-2.0.mar"]
+
+
+def test_status_as_a_table_and_as_json(own):
+    shown = operate(own, "status").stdout
+    assert shown.startswith("fashion_mnist is ready\nversion 2.0 (default)  fashion_mnist-2.0.mar  0 requests wait")
+    assert re.search(r"^  worker \d+  READY  PID \d+  \d+ MB$", shown, re.MULTILINE)
+    found = json.loads(operate(own, "status", "--json").stdout)
+    assert found["ready"] is True
+    assert [worker["state"] for worker in found["versions"][0]["workers"]] == ["READY"]
+
+
+def test_wrong_weights_go_back_by_themselves(own, service, url, second, store, tmp_path):
+    with zipfile.ZipFile(second) as opened:
+        state = torch.load(io.BytesIO(opened.read("model.pt")), weights_only=True)
+    torch.manual_seed(0)
+    noise = {name: torch.randn_like(value) if value.is_floating_point() and value.ndim > 1 else value
+             for name, value in state.items()}  # fmt: skip
+    buffer = io.BytesIO()
+    torch.save(noise, buffer)
+    bad = changed(second, tmp_path / "bad.mar", "3.0", {"model.pt": buffer.getvalue()})
+    reason = r"version 3\.0 is worse than 2\.0 on the golden set: .* is .* and not"
+    with Traffic(url) as traffic, pytest.raises(RolloutError, match=reason):
+        deploy(service, bad, store, load_golden(ROOT / "torchserve" / "golden"), WATCH, print)
+    assert traffic.seen.keys() == {"2.0"}, traffic.seen
+    assert_unchanged(service, store)
+
+
+def test_a_version_that_fails_in_traffic_goes_back_by_itself(service, url, second, store, tmp_path, capsys):
+    """The golden set is answered; two images in a request are not."""
+    with zipfile.ZipFile(second) as opened:
+        handler = opened.read("handler.py").decode()
+    broken = handler.replace("images, several = self.parse(request, headers)", "[_], several = images, _ = "
+                             "self.parse(request, headers)")  # fmt: skip
+    assert broken != handler
+    bad = changed(second, tmp_path / "bad.mar", "3.0", {"handler.py": broken.encode()})
+    with Traffic(url, bodies=(PNG, TWO)) as traffic:
+        with pytest.raises((RolloutError, OSError)):
+            deploy(service, bad, store, load_golden(ROOT / "torchserve" / "golden"), 4 * WATCH, print)
+        traffic.restart_counting()
+        traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
+        traffic.restart_counting()
+        traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
+    assert traffic.seen.keys() == {"2.0"}, traffic.seen
+    assert "went back to version 2.0" in capsys.readouterr().out
+    assert_unchanged(service, store)
+
+
+def assert_unchanged(service: Service, store: Store) -> None:
+    assert versions(service) == {"2.0": True}
+    assert store.deployed() == ["fashion_mnist-2.0.mar"]
+    assert not list(store.folder.glob("*3.0*"))
+
+
+def test_what_cannot_be_deployed_is_refused_with_the_reason(service, second, store, tmp_path):
+    golden = load_golden(ROOT / "torchserve" / "golden")
+    with pytest.raises(RolloutError, match=r"version 2\.0 is registered already; give the new archive another"):
+        deploy(service, second, store, golden, WATCH, print)
+    shutil.copy2(second, tmp_path / "x.mar")
+    with pytest.raises(ArchiveError, match=r"x\.mar\.sha256 does not exist"):
+        deploy(service, tmp_path / "x.mar", store, golden, WATCH, print)
+    with pytest.raises(ValueError, match=r"labels\.csv does not exist; a golden set is a folder of images"):
+        load_golden(tmp_path)
+    assert_unchanged(service, store)
+
+
+# ---- faults ----
+
+
+def test_a_full_disk_under_the_logs_stops_no_answer(own, url):
+    logs = own.root / "torchserve" / ".run" / "logs"
+    if not os.path.ismount(logs):
+        pytest.skip("no right to mount a small file system")
+    filler = logs / "filler"
+    fill = subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4096"], capture_output=True, timeout=60)
+    assert b"No space left" in fill.stderr
+    form = {"Content-Type": "multipart/form-data; boundary=xx"}
+    unnamed = b"--xx\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--xx--\r\n"  # TorchServe logs an error for each
+    with Traffic(url, clients=2) as traffic:
+        for _ in range(50):
+            requests.post(url, data=unnamed, headers=form, timeout=TIMEOUT)
+        traffic.wait_for(lambda seen: seen.total() > 20)
+    assert traffic.seen.keys() == {"2.0"}, traffic.seen
+    filler.unlink()
+
+
+def test_after_a_crash_the_deployed_version_serves_again(own, service, url, store):
+    archive = store.folder / store.deployed()[-1]
+    with Traffic(url) as traffic:
+        os.kill(pid_of(own.root), signal.SIGKILL)
+        wait_until_none(own.root)
+        traffic.wait_for(lambda seen: seen["ConnectionError"] == traffic.clients)
+    assert traffic.seen.keys() <= {"2.0", "ConnectionError", 500, 503}
+    content = archive.read_bytes()
+    archive.write_bytes(content + b"tampered")
+    refused = own.script("--native", "--ports", ",".join(map(str, own.ports)))
+    assert refused.returncode == 1
+    assert "fashion_mnist-2.0.mar was changed: its SHA-256 is" in refused.stderr
+    archive.write_bytes(content)
+    done = own.start("--native")
+    assert "Verifying the deployed archive torchserve/model-store/fashion_mnist-2.0.mar" in done.stdout
+    assert versions(service) == {"2.0": True}
+    again = own.start("--native")
+    assert f"TorchServe is running with this archive (process {pid_of(own.root)})" in again.stdout
+
+
+def test_rollback_under_traffic(service, url, store):
+    with Traffic(url) as traffic:
+        assert roll_back(service, store, print) == "1.0"
+        traffic.wait_for(lambda seen: seen["1.0"] > 4 * traffic.clients)
+    assert traffic.seen.keys() <= {"1.0", "2.0"}, traffic.seen
+    assert versions(service) == {"1.0": True}
+    assert store.deployed() == []
+    assert sorted(path.name for path in store.folder.iterdir()) == ["fashion_mnist.mar", "fashion_mnist.mar.sha256"]
+    with pytest.raises(RolloutError, match="nothing was deployed"):
+        roll_back(service, store, print)
+
+
+def test_stop_under_traffic_answers_what_was_taken(own, service, url):
+    """30 slow requests wait in the queue when the stop begins; the other clients are refused with 503 meanwhile."""
+    with ThreadPoolExecutor(30) as clients, Traffic(url, clients=4) as traffic:
+        slow = [clients.submit(requests.post, url, data=SLOW, timeout=2 * TIMEOUT) for _ in range(30)]
+        deadline = time.monotonic() + TIMEOUT
+        while service.total("ts_inference_requests_total", model_version="default") < 30 + traffic.seen.total():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        done = own.script("--stop")
+        answers = [request.result() for request in slow]
+    assert [answer.status_code for answer in answers] == [200] * 30
+    assert done.returncode == 0
+    assert "new requests are refused (503)\nevery request that was taken is answered\n" in done.stdout
+    assert traffic.seen[503] > 0
+    assert traffic.seen.keys() <= {"1.0", 503, "ConnectionError"}, traffic.seen
+    assert checksum_path(own.root / "torchserve" / "model-store" / "fashion_mnist.mar").is_file()
+    wait_until_none(own.root)
