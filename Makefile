@@ -64,6 +64,12 @@ load-test: env  ## 100 requests/s to the running server for a minute, with a ver
 test: env  ## run every test
 	python -m pytest tests/ -v --numprocesses 2 --dist loadfile --durations 25
 
+SOAK_REQUESTS ?= 1000000
+FUZZ_REQUESTS ?= 20000
+soak: env  ## hours: mutated requests (FUZZ_REQUESTS), then good ones (SOAK_REQUESTS) with the memory watched
+	FUZZ_REQUESTS=$(FUZZ_REQUESTS) python -m pytest tests/test_fuzz.py -v -s
+	python benchmarks/soak.py --requests $(SOAK_REQUESTS)
+
 test-containers:  ## build and run both images with buildah (no Docker engine needed)
 	scripts/test_containers.sh
 

@@ -1,0 +1,129 @@
+"""Many requests against a server of its own, with a verdict: ``python benchmarks/soak.py --requests 1000000``.
+
+Passes when every good request is answered rightly, every bad one with 400, the workers are those of the beginning, and
+the memory (PSS of Java and its workers) of the last quarter is not above that of the second by more than GROWTH.
+"""
+
+import argparse
+import base64
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import psutil
+import requests
+
+from src.serving.management import Service
+from src.serving.scaling import scale
+
+GROWTH = 0.05
+CLIENTS = 8
+BAD_EVERY = 50  # requests; 2% are no image
+SAMPLES = 200  # measurements of the memory
+TIMEOUT = 30  # seconds
+
+
+def start(workers: int) -> Service:
+    """A server of this checkout on free ports, as ./run_torchserve.sh starts it."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = [item.getsockname()[1] for item in sockets]
+    for item in sockets:
+        item.close()
+    subprocess.run(["./run_torchserve.sh", "--native", "--ports", ",".join(map(str, ports))], cwd=ROOT, check=True)
+    service = Service("fashion_mnist", *(f"http://127.0.0.1:{port}" for port in ports))
+    if workers > 1:
+        scale(service, workers)
+    return service
+
+
+def pids(service: Service) -> list[int]:
+    """The worker processes."""
+    return sorted(worker["pid"] for worker in service.describe()["workers"])
+
+
+def memory(java: psutil.Process) -> float:
+    """PSS of Java and its workers in megabytes."""
+    return sum(process.memory_full_info().pss for process in (java, *java.children(recursive=True))) / 1e6
+
+
+def load(service: Service, total: int, java: psutil.Process) -> tuple[Counter, list[float]]:
+    """Send ``total`` requests; what they came to, and the memory over time."""
+    url = f"{service.inference}/predictions/{service.model}"
+    text = (ROOT / "torchserve" / "sample_input.json").read_bytes()
+    image = base64.b64decode(json.loads(text)["image"])
+    wanted = requests.post(url, data=image, timeout=TIMEOUT).json()["probabilities"]
+    seen: Counter = Counter()
+    sizes: list[float] = []
+    lock = threading.Lock()
+
+    def send_share(count: int) -> None:
+        with requests.Session() as session:
+            for number in range(count):
+                bad = number % BAD_EVERY == BAD_EVERY - 1
+                response = session.post(url, data=b"no image" if bad else (image, text)[number % 2], timeout=TIMEOUT)
+                outcome: int | str = response.status_code
+                if outcome == 200:
+                    found = response.json()["probabilities"]
+                    right = all(abs(found[name] - value) < 1e-5 for name, value in wanted.items())
+                    outcome = "right" if right and not bad else "wrong"
+                elif outcome == 400 and bad:
+                    outcome = "refused rightly"
+                with lock:
+                    seen[outcome] += 1
+                    if seen.total() % max(1, total // SAMPLES) == 0:
+                        sizes.append(memory(java))
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for client in [clients.submit(send_share, total // CLIENTS) for _ in range(CLIENTS)]:
+            client.result()
+    return seen, sizes
+
+
+def judge(seen: Counter, sizes: list[float], restarted: bool) -> list[str]:
+    """What is wrong; nothing when the run passes."""
+    good = ("right", "refused rightly")
+    wrong = [f"{count} requests came to {what}" for what, count in seen.items() if what not in good]
+    quarter = len(sizes) // 4
+    begun, ended = statistics.median(sizes[quarter : 2 * quarter]), statistics.median(sizes[-quarter:])
+    print(f"PSS: {sizes[0]:.0f} MB at first, {begun:.0f} MB in the second quarter, {ended:.0f} MB in the last")
+    if ended > begun * (1 + GROWTH):
+        wrong.append(f"memory grew by {ended / begun - 1:.1%}, the limit is {GROWTH:.0%}")
+    if restarted:
+        wrong.append("a worker was restarted")
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=1_000_000, help="default: %(default)s, at least 1,000")
+    parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
+    arguments = parser.parse_args()
+    if arguments.requests < 1000:
+        parser.error(f"--requests is {arguments.requests}; the memory cannot be judged below 1000")
+    try:
+        service = start(arguments.workers)
+        before = pids(service)
+        java = psutil.Process(before[0]).parent()
+        begun = time.monotonic()
+        seen, sizes = load(service, arguments.requests, java)
+        seconds = time.monotonic() - begun
+        wrong = judge(seen, sizes, pids(service) != before)
+    finally:
+        subprocess.run(["./run_torchserve.sh", "--stop"], cwd=ROOT, check=True)
+    print(f"{seen.total()} requests in {seconds:.0f} s: {dict(seen)}")
+    print("\n".join(f"FAILED: {sentence}" for sentence in wrong) or "PASSED")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
