@@ -39,7 +39,7 @@ name=$("$python" -c 'import json; print(json.load(open("torchserve/model_config.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/tmp" "$work/out" "$work/extra/src" "$output"
-cp src/__init__.py src/preprocessing.py "$work/extra/src/"
+cp src/__init__.py src/preprocessing.py src/styles.py "$work/extra/src/"
 cp -r src/models src/inference "$work/extra/src/"
 find "$work/extra" -name __pycache__ -prune -exec rm -rf {} +
 cp torchserve/model_config.json "$work/extra/"

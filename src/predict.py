@@ -1,7 +1,8 @@
 """Classify a folder of images into a CSV: ``python src/predict.py --input_path DIR --output_path OUT.csv``.
 
-Columns: filename, predicted_class, predicted_label, confidence and prob_<class_name> for each class. An image that
-cannot be read becomes a row of OUT.csv.errors.csv instead, and the exit status is 1. Links to folders are not followed.
+Columns: filename, predicted_class, predicted_label, confidence, prob_<class_name> for each class, and uncertain (true
+for an answer that a person should check, else false). An image that cannot be read becomes a row of OUT.csv.errors.csv instead,
+and the exit status is 1. Links to folders are not followed.
 """
 
 import sys
@@ -66,7 +67,14 @@ def predict_folder(predictor: Predictor, folder: Path, output: Path, batch_size:
     with partial_file(output) as (file, keep), partial_file(errors_path) as (errors_file, keep_errors):
         writer, errors = csv.writer(file), csv.writer(errors_file)
         writer.writerow(
-            ["filename", "predicted_class", "predicted_label", "confidence", *(f"prob_{c}" for c in classes)]
+            [
+                "filename",
+                "predicted_class",
+                "predicted_label",
+                "confidence",
+                *(f"prob_{c}" for c in classes),
+                "uncertain",
+            ]
         )
         errors.writerow(["filename", "reason", "message"])
         with tqdm(total=len(names), desc="images", unit="image", disable=None) as bar:
@@ -84,6 +92,7 @@ def predict_folder(predictor: Predictor, folder: Path, output: Path, batch_size:
                                 answer.predicted_label,
                                 answer.confidence,
                                 *answer.probabilities.values(),
+                                str(answer.uncertain).lower(),
                             ]
                         )
                 bar.update(len(batch))

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from src.styles import STYLES, is_white_on_black, to_white_on_black
+
 MAX_PIXELS = 20_000_000
 MAX_STRIPS = 20_000  # of an uncompressed TIFF: Pillow reads them one by one, and millions fit into a few megabytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
@@ -33,6 +35,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+GRAY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 # Where a PNG may hold an orientation; asking Pillow for one costs more than decoding a small image.
 PNG_METADATA = ("exif", "XML:com.adobe.xmp", "Raw profile type exif")
 # 16-bit gray to 8 bits, rounded: 65535 becomes 255.
@@ -73,6 +76,7 @@ class Preprocessing:
     width: int
     channels: int
     resample: str = "bilinear"
+    style: str = "plain"
 
     def __post_init__(self):
         if self.channels not in (1, 3):
@@ -81,6 +85,8 @@ class Preprocessing:
             raise ValueError(f"preprocessing size {self.height}x{self.width} must be positive")
         if self.resample not in RESAMPLING:
             raise ValueError(f"preprocessing.resample is {self.resample!r}; valid: {', '.join(RESAMPLING)}")
+        if self.style not in STYLES:
+            raise ValueError(f"preprocessing.style is {self.style!r}; valid: {', '.join(STYLES)}")
 
 
 def preprocess(data: bytes, spec: Preprocessing, out: np.ndarray | None = None) -> np.ndarray:
@@ -93,7 +99,7 @@ def preprocess(data: bytes, spec: Preprocessing, out: np.ndarray | None = None) 
 
 
 def decode(data: bytes, spec: Preprocessing) -> Image.Image:
-    """Decode the first frame of ``data`` upright, in mode ``L`` or ``RGB`` as ``spec.channels`` says.
+    """Decode the first frame of ``data`` upright, in mode ``L`` or ``RGB`` as ``fit`` wants it.
 
     Transparency is laid onto white; 16-bit gray is scaled to 8 bits; EXIF orientation is applied.
     Raises ImageError.
@@ -115,7 +121,9 @@ def decode(data: bytes, spec: Preprocessing) -> Image.Image:
     except DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
         raise ImageError("broken", f"the image is truncated or damaged and cannot be decoded ({detail})") from error
-    return _to_mode(_upright(image), "L" if spec.channels == 1 else "RGB")
+    # A style looks for the background by its colour.
+    colour = spec.channels == 3 or (spec.style != "plain" and image.mode not in GRAY)
+    return _to_mode(_upright(image), "RGB" if colour else "L")
 
 
 def _load(data: bytes, spec: Preprocessing) -> Image.Image:
@@ -185,8 +193,12 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, spec: Preprocessing, out: np.ndarray | None = None) -> np.ndarray:
-    """Resize an ``L`` or ``RGB`` image to ``spec``; return it as uint8 (channels, height, width), ``out`` if given."""
+    """Bring an ``L`` or ``RGB`` image to ``spec``: uint8 (channels, height, width), ``out`` if given."""
     size = (spec.width, spec.height)
+    if spec.style == "fashion_mnist" and not is_white_on_black(image, size):
+        image = to_white_on_black(image, size, RESAMPLING[spec.resample])
+    mode = "L" if spec.channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)
     if image.size != size:
         image = image.resize(size, RESAMPLING[spec.resample], reducing_gap=3.0)
     pixels = np.asarray(image, dtype=np.uint8)

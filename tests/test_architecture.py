@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["preprocessing", "config", "data", "models", "inference", "training", "export", "serving", "predict"]
-SHIPPED = ("preprocessing", "models", "inference")
+ROOMS = ["styles", "preprocessing", "config", "data", "models", "inference", "training", "export", "serving", "predict"]
+SHIPPED = ("styles", "preprocessing", "models", "inference")
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml"}  # where a package is imported under another name
 FILES = sorted((ROOT / "src").rglob("*.py"))
 

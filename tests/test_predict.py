@@ -67,7 +67,7 @@ def test_columns_and_values(tmp_path):
     names = predictor.config.class_names
     rows = rows_of(tmp_path / "out.csv")
     fixed = ["filename", "predicted_class", "predicted_label", "confidence"]
-    assert list(rows[0]) == fixed + [f"prob_{name}" for name in names]
+    assert list(rows[0]) == [*fixed, *(f"prob_{name}" for name in names), "uncertain"]
     for row in rows:
         expected = predictor.predict([(images / row["filename"]).read_bytes()])[0]
         assert int(row["predicted_class"]) == expected.predicted_class
@@ -76,6 +76,7 @@ def test_columns_and_values(tmp_path):
         assert probabilities == pytest.approx(list(expected.probabilities.values()), abs=1e-6)
         assert math.isclose(sum(probabilities), 1, abs_tol=1e-5)
         assert float(row["confidence"]) == max(probabilities)
+        assert row["uncertain"] == str(expected.uncertain).lower()
 
 
 def test_broken_images_are_rows_of_the_errors_file(tmp_path, capsys):

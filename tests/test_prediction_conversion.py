@@ -221,7 +221,7 @@ def test_one_bad_image_disturbs_no_other(predictor):
 def test_a_prediction_is_plain_json(predictor):
     prediction = predictor.predict([encode(draw_garment("Bag"))])[0]
     answer = json.loads(orjson.dumps(vars(prediction)))
-    assert list(answer) == ["predicted_class", "predicted_label", "confidence", "probabilities"]
+    assert list(answer) == ["predicted_class", "predicted_label", "confidence", "uncertain", "probabilities"]
     assert list(answer["probabilities"]) == CLASSES
     assert answer["confidence"] == max(answer["probabilities"].values())
     assert answer["predicted_label"] == CLASSES[answer["predicted_class"]]

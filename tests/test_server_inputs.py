@@ -14,7 +14,7 @@ from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG, as_base64, as_json, bad_bodies, json_forms, variants
 
 BAD, VARIANTS, JSON_FORMS = bad_bodies(), variants(), json_forms()
-ANSWER_KEYS = {"predicted_class", "predicted_label", "confidence", "probabilities", "model_version"}
+ANSWER_KEYS = {"predicted_class", "predicted_label", "confidence", "uncertain", "probabilities", "model_version"}
 JSON = {"Content-Type": "application/json"}
 
 

@@ -156,6 +156,7 @@ class ImageClassifierHandler:
                     "preprocessing",
                     "temperature",
                     "exponent",
+                    "uncertain_below",
                     "metrics",
                     "data_hash",
                     "git_commit",

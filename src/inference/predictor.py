@@ -28,11 +28,13 @@ def calibrate(logits: np.ndarray, temperature: float, exponent: float) -> np.nda
 
 @dataclass(frozen=True)
 class Prediction:
-    """``predicted_class``: index into the class names; ``probabilities``: by class name, summing to 1."""
+    """``predicted_class``: index into the class names; ``probabilities``: by class name, summing to 1;
+    ``uncertain``: the confidence is below the model's ``uncertain_below``, so a person should look."""
 
     predicted_class: int
     predicted_label: str
     confidence: float
+    uncertain: bool
     probabilities: dict[str, float]
 
 
@@ -80,7 +82,8 @@ class Predictor:
         names = self.config.class_names
         best = int(probabilities.argmax())
         values = probabilities.tolist()
-        return Prediction(best, names[best], values[best], dict(zip(names, values, strict=True)))
+        uncertain = values[best] < self.config.uncertain_below
+        return Prediction(best, names[best], values[best], uncertain, dict(zip(names, values, strict=True)))
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Answer a blank PNG and blank batches: the first use of Pillow or a runtime costs a hundred later ones."""

@@ -27,6 +27,7 @@ class ModelConfig:
     preprocessing: Preprocessing
     temperature: float = 1.0  # with the exponent: how logits become probabilities (``calibrate`` of src/inference)
     exponent: float = 1.0
+    uncertain_below: float = 0.0  # confidence below which an answer is marked; 0: never
     metrics: dict[str, float] = field(default_factory=dict)  # on the test set
     data_hash: str = ""  # of the training data, from metrics/data_info.yaml
     git_commit: str = ""
@@ -39,6 +40,8 @@ class ModelConfig:
         for key in ("temperature", "exponent"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ModelError(f"{key} is {getattr(self, key)}; it must be above 0 and finite")
+        if not 0 <= self.uncertain_below <= 1:
+            raise ModelError(f"uncertain_below is {self.uncertain_below}; it must lie between 0 and 1")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str) -> "ModelConfig":

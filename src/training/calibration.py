@@ -1,10 +1,27 @@
-"""How far confidence can be believed, and the two numbers that mend it."""
+"""How far confidence can be believed, the two numbers that mend it, and the one below which an answer is uncertain.
+
+``python src/training/calibration.py --model-path models/best_model`` fits them anew for a trained model, on validation,
+and writes them into its config.json.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from dataclasses import replace
 
 import numpy as np
 from scipy.optimize import minimize
 
-from src.inference.predictor import calibrate
+from src.config import config_parser, parse_config
+from src.data.datamodule import load_split
+from src.inference.predictor import Predictor, calibrate
+from src.models import ModelConfig, ModelError
+from src.models.config import CONFIG_NAME
 
+DIGITS = 6  # of the fitted numbers in config.json
 SMALLEST = 1e-12  # below it a probability counts as this, so that its logarithm is finite
 
 
@@ -23,6 +40,52 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, floa
     found = minimize(loss, [0.0, 0.0], method="Nelder-Mead", bounds=[(-3, 3), (-1, 1)])
     temperature, exponent = np.exp(found.x)
     return float(temperature), float(exponent)
+
+
+def check_kept_accuracy(value: float) -> float:
+    """``value`` if it is a share. Raises ValueError."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"training.kept_accuracy is {value}; it must lie between 0 and 1, for example 0.97")
+    return value
+
+
+def fit_threshold(probabilities: np.ndarray, labels: np.ndarray, kept_accuracy: float) -> float:
+    """The smallest confidence such that the answers with at least it are right in ``kept_accuracy`` of the cases.
+
+    probabilities: float (N, classes), calibrated; labels: int (N,). 0.0 when all answers together are that accurate,
+    1.0 when no confidence is enough.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    if right.mean() >= kept_accuracy:
+        return 0.0
+    lowest_first = np.argsort(confidence, kind="stable")
+    values, first = np.unique(confidence[lowest_first], return_index=True)
+    accuracy = right[lowest_first][::-1].cumsum()[::-1] / np.arange(len(right), 0, -1)
+    enough = values[accuracy[first] >= kept_accuracy]
+    return float(enough[0]) if len(enough) else 1.0
+
+
+def fit_card(card: ModelConfig, logits: np.ndarray, labels: np.ndarray, kept_accuracy: float) -> ModelConfig:
+    """``card`` with temperature, exponent and ``uncertain_below`` fitted on validation.
+
+    logits: float (N, classes); labels: int (N,).
+    """
+    temperature, exponent = (round(value, DIGITS) for value in fit_calibration(logits, labels))
+    threshold = fit_threshold(calibrate(logits, temperature, exponent), labels, kept_accuracy)
+    return replace(card, temperature=temperature, exponent=exponent, uncertain_below=round(threshold, DIGITS))
+
+
+def kept_metrics(probabilities: np.ndarray, labels: np.ndarray, uncertain_below: float) -> dict[str, float]:
+    """``coverage``: the share of answers that are not uncertain; ``accuracy_kept``: theirs, 0 when there is none.
+
+    probabilities: float (N, classes); labels: int (N,).
+    """
+    kept = probabilities.max(1) >= uncertain_below
+    right = probabilities.argmax(1)[kept] == labels[kept]
+    return {
+        "coverage": round(float(kept.mean()), DIGITS),
+        "accuracy_kept": round(float(right.sum() / max(len(right), 1)), DIGITS),
+    }
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> tuple[np.ndarray, ...]:
@@ -44,3 +107,35 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     """
     counts, confidence, accuracy = reliability(probabilities, labels, bins)
     return float((counts * abs(confidence - accuracy)).sum() / len(labels))
+
+
+def refit(model_path: str, config) -> ModelConfig:
+    """Do what the module says for ``model_path``; return the config that was written.
+
+    Raises ModelError, FileNotFoundError or ValueError.
+    """
+    kept_accuracy = check_kept_accuracy(config.training.kept_accuracy)
+    predictor = Predictor.load(model_path)
+    images, labels = load_split(config.data.directory, "validation")
+    size = config.evaluation.batch_size
+    batches = [predictor.runtime(images[start : start + size]) for start in range(0, len(images), size)]
+    card = fit_card(predictor.config, np.concatenate(batches), labels, kept_accuracy)
+    card.save(Path(model_path) / CONFIG_NAME)
+    return card
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = config_parser("Fit temperature, exponent and the threshold of uncertain answers anew, on validation.")
+    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    arguments, config = parse_config(parser, argv)
+    try:
+        card = refit(arguments.model_path, config)
+    except (ModelError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"temperature {card.temperature}  exponent {card.exponent}  uncertain_below {card.uncertain_below}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,7 +27,7 @@ from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.models import ModelError, load_model
 from src.models.config import WEIGHTS_NAME
-from src.training.calibration import expected_calibration_error, reliability
+from src.training.calibration import expected_calibration_error, kept_metrics, reliability
 from src.training.plots import plot_confusion, plot_reliability, save_confusion_pairs
 from src.training.tracking import log_evaluation
 
@@ -64,6 +64,7 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
         )
     probabilities = predict_in_batches(predictor, images, config.evaluation.batch_size)
     metrics = classification_metrics(probabilities, labels, class_names)
+    metrics |= kept_metrics(probabilities, labels, predictor.config.uncertain_below)
     metrics["latency_ms_per_image"] = latency_ms(predictor, images)
     metrics["model_size_mb"] = round((Path(model_path) / (FILES[runtime] or WEIGHTS_NAME)).stat().st_size / 1e6, 3)
     model, _ = load_model(model_path)

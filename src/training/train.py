@@ -20,7 +20,7 @@ from src.config import config_parser, parse_config
 from src.data.datamodule import load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, save_model
 from src.preprocessing import Preprocessing
-from src.training.calibration import fit_calibration
+from src.training.calibration import check_kept_accuracy, fit_card
 from src.training.fitting import Fitted, architecture_args, fit, is_main_process
 from src.training.plots import plot_history, save_history
 from src.training.tracking import git_commit, log_results
@@ -33,6 +33,7 @@ def train(config) -> dict[str, float]:
 
     Raises FileNotFoundError when the data is not prepared, ValueError for a value that cannot be used.
     """
+    kept_accuracy = check_kept_accuracy(config.training.kept_accuracy)
     fitted = fit(config)
     fitted.trainer.callbacks = []  # weight averaging would put its own weights in place of those loaded here
     fitted.trainer.loggers = []  # the curves end here; what follows is logged once, for the best model
@@ -44,7 +45,7 @@ def train(config) -> dict[str, float]:
     ):
         state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
         fitted.module.load_state_dict(state)
-        metrics = _evaluate_and_save(fitted, card, folder)
+        metrics = _evaluate_and_save(fitted, card, folder, kept_accuracy)
     if not is_main_process():
         return metrics
     plots = Path(config.paths.plots)
@@ -77,14 +78,13 @@ def _describe(config) -> ModelConfig:
     )
 
 
-def _evaluate_and_save(fitted: Fitted, card: ModelConfig, folder: str) -> dict[str, float]:
+def _evaluate_and_save(fitted: Fitted, card: ModelConfig, folder: str, kept_accuracy: float) -> dict[str, float]:
     """Measure validation and test, calibrate on validation, save to ``folder``; return the metrics."""
     module, data, trainer = fitted.module, fitted.data, fitted.trainer
     metrics = trainer.validate(module, data, verbose=False)[0] | trainer.test(module, data, verbose=False)[0]
     logits, labels = predict_logits(module.model, data.datasets["validation"])
     values = {name: round(float(value), 6) for name, value in metrics.items()}
-    temperature, exponent = (round(value, 6) for value in fit_calibration(logits, labels))
-    card = replace(card, metrics=values, temperature=temperature, exponent=exponent)
+    card = fit_card(replace(card, metrics=values), logits, labels, kept_accuracy)
     if is_main_process():
         save_model(folder, module.model, card)
     return values
