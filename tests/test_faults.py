@@ -22,7 +22,8 @@ import requests
 from src.export.archive import ArchiveError
 from src.serving.client import Refused, call, send
 from src.serving.management import Service, wait_ready
-from src.serving.rollout import Store, deploy
+from src.serving.rollout import deploy
+from src.serving.store import Store
 from tests.conftest import TIMEOUT
 from tests.drawing import png_chunk
 from tests.sent_inputs import PNG

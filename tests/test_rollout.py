@@ -19,7 +19,8 @@ import torch
 from src.export.archive import ArchiveError, checksum_path
 from src.serving.golden import load_golden
 from src.serving.management import Service, status
-from src.serving.rollout import RolloutError, Store, deploy, roll_back
+from src.serving.rollout import RolloutError, deploy, roll_back
+from src.serving.store import Store
 from tests.conftest import ROOT, TIMEOUT, copy_checkout, free_ports, run_script
 from tests.drawing import encode
 from tests.script_run import Run, pid_of, wait_until_none

@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
         case "scale":
             print(f"{service.model} has {show_count(scale(service, arguments.workers))}")
         case "deploy" | "rollback":
-            from src.serving.rollout import Store, deploy, roll_back  # reads archives, which needs torch and PyYAML
+            # They read archives, which needs torch and PyYAML.
+            from src.serving.rollout import deploy, roll_back
+            from src.serving.store import Store
 
             store = Store(arguments.store, service.model)
             if arguments.command == "deploy":

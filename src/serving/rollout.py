@@ -1,12 +1,9 @@
 """A new version under traffic without a failed request, and back by itself when it is worse than the old one."""
 
 import json
-import os
-import shutil
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +11,7 @@ from src.export.archive import MANIFEST, checksum_path, verify
 from src.serving.golden import Item, answer_golden, compare
 from src.serving.management import SLOW, Service, check_ready, count_ready, wait_ready
 from src.serving.scaling import do_when_idle
+from src.serving.store import Store
 
 WARM_UP = 5  # rounds of the golden set before a version is judged and gets traffic
 MORE_FAILURES = 0.01  # of all answers; a higher share of 5xx than before by more than this is worse
@@ -24,50 +22,14 @@ class RolloutError(RuntimeError):
     """The version was not rolled out, and the one before it serves; the message says why."""
 
 
-@dataclass(frozen=True)
-class Store:
-    """The model store of one model. ``MODEL.deployed`` in it names the deployed archives, oldest first, one a line.
-
-    The last one is served, by ./run_torchserve.sh too; without the file MODEL.mar is, the one built from
-    models/best_model.
-    """
-
-    folder: Path
-    model: str
-
-    @property
-    def record(self) -> Path:
-        return self.folder / f"{self.model}.deployed"
-
-    def deployed(self) -> list[str]:
-        """The names of the deployed archives."""
-        return self.record.read_text().split() if self.record.is_file() else []
-
-    def write(self, names: list[str]) -> None:
-        """Record ``names`` as the deployed archives."""
-        if not names:
-            self.record.unlink(missing_ok=True)
-            return
-        partial = self.record.with_name(f".{self.record.name}.part")
-        partial.write_text("".join(f"{name}\n" for name in names))
-        partial.replace(self.record)
-
-    def add(self, archive: Path, digest: str, version: str) -> Path:
-        """Copy a verified archive into the store as MODEL-VERSION.mar, its checksum beside it."""
-        target = self.folder / f"{self.model}-{version}.mar"
-        partial = target.with_name(f".{target.name}.part")
-        shutil.copyfile(archive, partial)
-        os.replace(partial, target)
-        checksum_path(target).write_text(f"{digest}  {target.name}\n")
-        return target
-
-
 def deploy(service: Service, archive: Path, store: Store, items: list[Item], watch: float, say: Callable) -> str:
     """Roll ``archive`` out and return its version.
 
     Raises ArchiveError, and RolloutError, NotReady or OSError after going back; nothing of it is left in the store.
     """
     digest = verify(archive)
+    if archive.resolve().parent == store.folder.resolve():
+        raise RolloutError(f"{archive} lies in the model store already; build it elsewhere, for example --output new")
     version = version_of(archive, service.model)
     if version in service.versions():
         raise RolloutError(
@@ -78,12 +40,13 @@ def deploy(service: Service, archive: Path, store: Store, items: list[Item], wat
     say(f"verified {archive}: version {version}, sha256 {digest}")
     target = store.add(archive, digest, version)
     try:
-        replace_default(service, target, version, items, watch, say)
+        old = replace_default(service, target, version, items, watch, say)
     except BaseException:
         target.unlink()
         checksum_path(target).unlink()
         raise
     store.write([*store.deployed(), target.name])
+    retire(service, old, say)
     return version
 
 
@@ -97,8 +60,9 @@ def roll_back(service: Service, store: Store, say: Callable) -> str:
     last, before = names[-1], store.folder / (names[-2] if len(names) > 1 else f"{service.model}.mar")
     verify(before)
     version = version_of(before, service.model)
-    replace_default(service, before, version, [], 0, say)
+    old = replace_default(service, before, version, [], 0, say)
     store.write(names[:-1])
+    retire(service, old, say)
     for left in (store.folder / last, checksum_path(store.folder / last)):
         left.unlink(missing_ok=True)
     return version
@@ -113,8 +77,8 @@ def version_of(archive: Path, model: str) -> str:
     return named["modelVersion"]
 
 
-def replace_default(service: Service, archive: Path, version: str, items: list[Item], watch: float, say) -> None:
-    """Register ``version``, judge it by ``items``, make it the default, watch it, unregister the one before it."""
+def replace_default(service: Service, archive: Path, version: str, items: list[Item], watch: float, say) -> str:
+    """Register ``version``, judge it by ``items``, make it the default, watch it; return the version before it."""
     old = service.describe()
     old_version, workers, begun = old["modelVersion"], max(1, count_ready(old)), count_answers(service)
     if version == old_version:
@@ -133,7 +97,7 @@ def replace_default(service: Service, archive: Path, version: str, items: list[I
     except BaseException:  # and after Ctrl-C
         go_back(service, old_version, version, say)
         raise
-    retire(service, old_version, say)
+    return old_version
 
 
 def register(service: Service, name: str, version: str, workers: int) -> None:
