@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+import yaml
 
 from src.export.archive import ArchiveError, checksum_path
 from src.serving.golden import load_golden
@@ -130,12 +131,15 @@ def test_status_as_a_table_and_as_json(own):
 def test_wrong_weights_go_back_by_themselves(own, service, url, second, store, tmp_path):
     with zipfile.ZipFile(second) as opened:
         state = torch.load(io.BytesIO(opened.read("model.pt")), weights_only=True)
+        settings = yaml.safe_load(opened.read("model-config.yaml"))
+    settings["handler"]["runtime"] = "torch"  # the one that reads model.pt
     torch.manual_seed(0)
     noise = {name: torch.randn_like(value) if value.is_floating_point() and value.ndim > 1 else value
              for name, value in state.items()}  # fmt: skip
     buffer = io.BytesIO()
     torch.save(noise, buffer)
-    bad = changed(second, tmp_path / "bad.mar", "3.0", {"model.pt": buffer.getvalue()})
+    changes = {"model.pt": buffer.getvalue(), "model-config.yaml": yaml.safe_dump(settings).encode()}
+    bad = changed(second, tmp_path / "bad.mar", "3.0", changes)
     reason = r"version 3\.0 is worse than 2\.0 on the golden set: .* is .* and not"
     with Traffic(url) as traffic, pytest.raises(RolloutError, match=reason):
         deploy(service, bad, store, load_golden(ROOT / "torchserve" / "golden"), WATCH, print)
