@@ -1,8 +1,8 @@
 """Classify a folder of images into a CSV: ``python src/predict.py --input_path DIR --output_path OUT.csv``.
 
 Columns: filename, predicted_class, predicted_label, confidence, prob_<class_name> for each class, and uncertain (true
-for an answer that a person should check, else false). An image that cannot be read becomes a row of OUT.csv.errors.csv instead,
-and the exit status is 1. Links to folders are not followed.
+for an answer that a person should check, else false). An image that cannot be read becomes a row of
+OUT.csv.errors.csv instead, and the exit status is 1. Links to folders are not followed.
 """
 
 import sys

@@ -5,12 +5,26 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.special import softmax
 
-from src.inference.predictor import calibrate
-from src.training.calibration import expected_calibration_error, fit_calibration
+from src.config import DEFAULT_CONFIG
+from src.data.datamodule import load_split
+from src.inference.predictor import Predictor, calibrate
+from src.models import ModelConfig, build_classifier, save_model
+from src.preprocessing import Preprocessing
+from src.training.calibration import (
+    check_kept_accuracy,
+    expected_calibration_error,
+    fit_calibration,
+    fit_threshold,
+    kept_metrics,
+    main,
+)
 from src.training.plots import plot_confusion, plot_history, save_confusion_pairs, save_history
+from tests.conftest import ROOT
+from tests.drawing import GARMENTS
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +66,48 @@ def test_exponent_one_is_temperature_scaling(calibrated):
 def test_calibration_of_huge_logits_is_finite():
     logits = np.array([[1e4, 0.0], [0.0, 1e4], [1e4, 0.0]])
     assert np.isfinite(fit_calibration(logits, np.array([0, 1, 1]))).all()
+
+
+def test_the_threshold_keeps_what_is_accurate_enough():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.7, 0.3], [0.6, 0.4]])
+    labels = np.array([0, 0, 0, 1, 1])  # right, right, right, wrong, wrong
+    assert fit_threshold(probabilities, labels, 0.6) == 0.0
+    assert fit_threshold(probabilities, labels, 0.7) == 0.7
+    assert fit_threshold(probabilities, labels, 0.76) == 0.8
+    assert fit_threshold(probabilities, 1 - labels, 0.9) == 1.0
+    assert kept_metrics(probabilities, labels, 0.7) == {"coverage": 0.8, "accuracy_kept": 0.75}
+    assert kept_metrics(probabilities, labels, 0.0) == {"coverage": 1.0, "accuracy_kept": 0.6}
+    assert kept_metrics(probabilities, labels, 1.0) == {"coverage": 0.0, "accuracy_kept": 0.0}
+
+
+@pytest.mark.parametrize("value", [-0.1, 97])
+def test_a_kept_accuracy_that_is_no_share_is_refused(value):
+    with pytest.raises(ValueError, match=f"training.kept_accuracy is {value}"):
+        check_kept_accuracy(value)
+
+
+def test_a_trained_model_is_refitted_on_validation(drawn, tmp_path):
+    card = ModelConfig("drawn", "resnet", {"widths": [8], "blocks": [0]}, list(GARMENTS), Preprocessing(28, 28, 1))
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", build_classifier(card), card)
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    arguments = ["--config", str(ROOT / DEFAULT_CONFIG), f"data.directory={drawn}"]
+    assert main(["--model-path", str(tmp_path / "model"), *arguments, "training.kept_accuracy=0"]) == 0
+    fitted = ModelConfig.load(tmp_path / "model" / "config.json")
+    assert fitted.uncertain_below == 0.0
+    assert fitted.temperature != card.temperature
+    assert main(["--model-path", str(tmp_path / "model"), *arguments, "training.kept_accuracy=1"]) == 0
+    predictor = Predictor.load(tmp_path / "model")
+    images, labels = load_split(drawn, "validation")
+    probabilities = predictor.probabilities(images)
+    below = predictor.config.uncertain_below
+    assert 0 < below <= 1
+    kept = kept_metrics(probabilities, labels, below)
+    assert kept["coverage"] == 0 or kept["accuracy_kept"] == 1
+    for row in probabilities:
+        assert predictor.label(row).uncertain == (row.max() < below)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+    assert main(["--model-path", str(tmp_path / "none"), *arguments]) == 1
 
 
 def test_calibration_error_by_hand():

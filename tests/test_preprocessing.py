@@ -13,6 +13,7 @@ from src.preprocessing import MAX_PIXELS, MAX_STRIPS, ImageError, Preprocessing,
 from tests.drawing import draw_garment, draw_photo, encode, png_chunk, write_png
 
 GRAY, RGB = Preprocessing(28, 28, 1), Preprocessing(28, 28, 3)
+STYLED = Preprocessing(28, 28, 1, style="fashion_mnist")
 EXIF_ORIENTATION = 0x0112
 
 
@@ -27,6 +28,7 @@ def pixels(data: bytes, channels: int = 1) -> list:
         ({"channels": 2}, "channels is 2"),
         ({"height": 0}, "must be positive"),
         ({"resample": "best"}, "valid: nearest, bilinear, bicubic, lanczos"),
+        ({"style": "mnist"}, "style is 'mnist'; valid: plain, fashion_mnist"),
     ],
 )
 def test_an_impossible_spec_is_refused(values, message):
@@ -199,7 +201,7 @@ def test_mutated_files_give_a_picture_or_an_image_error():
     outcomes = {"picture": 0}
     for _ in range(8000):
         try:
-            array = preprocess(mutate(rng.choice(files), rng), rng.choice([GRAY, RGB]))
+            array = preprocess(mutate(rng.choice(files), rng), rng.choice([GRAY, RGB, STYLED]))
         except ImageError as error:
             outcomes[error.reason] = outcomes.get(error.reason, 0) + 1
         else:

@@ -29,6 +29,7 @@ from src.training.evaluate import write_json
 from src.training.model_card import table
 
 PAGE = Path("docs") / "results.md"
+BATCH = 256
 BEGIN, END = "<!-- photos: begin -->", "<!-- photos: end -->"
 # The folders of clothing-dataset-small that have a class of Fashion-MNIST; any of the classes named is right.
 CLASSES = {
@@ -90,8 +91,9 @@ def measure(predictor: Predictor, photos: list[tuple[str, bytes]]) -> dict:
     for style in STYLES:
         spec = replace(predictor.config.preprocessing, style=style)
         bar = tqdm(photos, desc=style, unit="photo", disable=None)
-        pixels = [preprocess(data, spec) for _, data in bar]
-        probabilities = np.concatenate([predictor.probabilities(image[None]) for image in pixels])
+        pixels = np.stack([preprocess(data, spec) for _, data in bar])
+        parts = [predictor.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
+        probabilities = np.concatenate(parts)
         result[style] = scores(probabilities, right, folders, predictor.config.uncertain_below)
     return result
 
@@ -132,9 +134,9 @@ def section(result: dict) -> str:
     rows += [[f"**{label}**", "", "", f"{plain[key]:.3f}", f"{style[key]:.3f}"] for key, label in names.items()]
     return (
         f"{BEGIN}\n## Photos\n\n"
-        f"`python src/training/photos.py --photos {result['source']} --split {result['split']}`, model trained at commit "
-        f"`{result['git_commit'][:12]}`: accuracy on {result['photos']} real photos, none of which was trained on, resized only "
-        "(plain) and converted (fashion_mnist). Always answering the largest class would give "
+        f"`python src/training/photos.py --photos {result['source']} --split {result['split']}`, model trained at "
+        f"commit `{result['git_commit'][:12]}`: accuracy on {result['photos']} real photos, none of which was trained "
+        "on, resized only (plain) and converted (fashion_mnist). Always answering the largest class would give "
         f"{result['share_of_the_largest_class']:.3f}.\n\n"
         + table(["folder", "right answers", "photos", "plain", "fashion_mnist"], rows)
         + f"\n{END}"
