@@ -20,7 +20,7 @@ import psutil
 from src.serving.load_report import write_report
 from src.serving.load_requests import load_images, mix
 from src.serving.load_users import TIMEOUT, Answer, Usage, run_users
-from src.serving.operate import NotReady, check_ready
+from src.serving.management import NotReady, Service, check_ready
 from src.serving.processes import listening_process
 
 BAD_SHARE = 0.02
@@ -109,7 +109,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
-        workers = check_ready(arguments.management, arguments.model, arguments.management_token)
+        server = Service(arguments.model, management=arguments.management, token=arguments.management_token)
+        workers = check_ready(server)
     except NotReady as error:
         print(f"error: {error}; start a server with ./run_torchserve.sh", file=sys.stderr)
         return 2
