@@ -172,3 +172,4 @@ def test_photos_that_are_not_there_are_an_error(model, tmp_path, capsys):
     assert [line.startswith("error: ") for line in errors] == [True] * 3
     assert "does not exist" in errors[0]
     assert "holds no photo validation/<class>/<photo>" in errors[1]
+    assert "text.tar is no tar that can be read" in errors[2]

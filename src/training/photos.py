@@ -46,7 +46,7 @@ CLASSES = {
 def read_photos(source: Path, split: str) -> list[tuple[str, bytes]]:
     """``(folder of the class, bytes)`` of each photo of ``split`` with a class in CLASSES, sorted by path.
 
-    Raises FileNotFoundError when there is none.
+    Raises FileNotFoundError when there is none, ValueError for a file that is no tar.
     """
     if not source.exists():
         raise FileNotFoundError(f"--photos {source} does not exist; name a tar or folder of <split>/<class>/<photo>")
@@ -67,10 +67,13 @@ def _files_of(source: Path) -> Iterator[tuple]:
             if path.is_file():
                 yield str(path.relative_to(source)), path.read_bytes
         return
-    with tarfile.open(source) as archive:
-        for member in archive:
-            if member.isfile():
-                yield member.name, archive.extractfile(member).read
+    try:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read
+    except tarfile.ReadError as error:
+        raise ValueError(f"--photos {source} is no tar that can be read: {str(error).splitlines()[0]}") from error
 
 
 def measure(predictor: Predictor, photos: list[tuple[str, bytes]]) -> dict:
@@ -162,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         predictor = Predictor.load(arguments.model_path)
         result = {"source": arguments.photos.name, "split": arguments.split, "git_commit": predictor.config.git_commit}
         result |= measure(predictor, read_photos(arguments.photos, arguments.split))
-    except (ModelError, ImageError, OSError, ValueError, tarfile.TarError) as error:
+    except (ModelError, ImageError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     folder = Path(config.paths.metrics)
