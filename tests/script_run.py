@@ -15,8 +15,22 @@ from tests.conftest import TIMEOUT
 
 # All that the scripts and TorchServe call; java, docker and nvidia-smi are not among them.
 TOOLS = (
-    *("bash", "cat", "cp", "cut", "dirname", "env", "find", "grep", "head", "id", "kill", "ln", "mkdir", "mktemp"),
-    *("python3", "readlink", "rm", "sed", "seq", "setsid", "sh", "sha256sum", "sleep", "tail", "timeout", "tr"),
+    *("bash", "cat", "cp", "cut", "dirname", "env", "find", "flock", "grep", "head", "id", "kill", "ln", "mkdir"),
+    *(
+        "mktemp",
+        "python3",
+        "readlink",
+        "rm",
+        "sed",
+        "seq",
+        "setsid",
+        "sh",
+        "sha256sum",
+        "sleep",
+        "tail",
+        "timeout",
+        "tr",
+    ),
 )
 
 
