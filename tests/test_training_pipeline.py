@@ -252,7 +252,7 @@ def test_the_command_can_be_interrupted_and_resumed_to_the_same_weights(elsewher
     expected = train(whole)
     process = start(*tiny_overrides, *length, cwd=tmp_path)
     try:
-        wait_for_line(process, "epoch epoch 0", 240)
+        wait_for_line(process, "epoch epoch 1 ", 240)  # the checkpoint of the one before it is written
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 130
     finally:
