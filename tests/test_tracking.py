@@ -113,7 +113,8 @@ def test_pipeline_run_is_recorded(pipeline):
     for name in ("train_loss", "train_accuracy", "train_f1", "val_loss", "val_accuracy", "val_f1"):
         assert [point.step for point in client.get_metric_history(run["run_id"], name)] == [0, 1], name
     card = json.loads((pipeline / "models" / "best_model" / "config.json").read_text())
-    assert run["metrics.test_accuracy"] == pytest.approx(card["metrics"]["test_accuracy"])
+    # evaluate.py folds batch norm into the convolutions, which may round an undecided image the other way.
+    assert run["metrics.test_accuracy"] == pytest.approx(card["metrics"]["test_accuracy"], abs=1e-3)
     assert run["metrics.best_val_accuracy"] == pytest.approx(card["metrics"]["val_accuracy"])
     assert artifact_paths(client, run["run_id"]) >= {
         "best_model/config.json",
