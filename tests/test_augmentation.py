@@ -6,10 +6,20 @@ import pytest
 import torch
 
 from src.config import DEFAULT_CONFIG, load_config, to_dict
-from src.data.augmentation import BatchAugmentation, brighten, crop, erase, flip, rotate
+from src.data.augmentation import BatchAugmentation, blend, brighten, crop, erase, flip, luminance, move
 from tests.conftest import ROOT
 
-ALL = {"horizontal_flip": 0.5, "crop_padding": 2, "rotation_degrees": 15, "brightness": 0.3, "erasing": 0.5}
+ALL = {
+    "horizontal_flip": 0.5,
+    "crop_padding": 2,
+    "rotation_degrees": 15,
+    "scale": 0.2,
+    "translate": 0.2,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+    "erasing": 0.5,
+}
 
 
 @pytest.fixture
@@ -33,14 +43,14 @@ def test_shape_and_type_stay_and_the_seed_decides(name, shape):
     assert first.dtype == torch.uint8
     assert torch.equal(first, second)
     assert torch.equal(images, original), "the stored images were changed"
-    if images[0].numel() > 1 and len(images) > 10:
+    if images[0].numel() > 1 and len(images) > 10 and name != "saturation":  # these are gray
         assert not torch.equal(first, images)
         assert not torch.equal(augmentation(images), first)
 
 
 def test_nothing_is_done_when_all_is_zero(images):
     assert BatchAugmentation()(images) is images
-    for augment in (flip, rotate, brighten, erase):
+    for augment in (flip, move, brighten, erase):
         assert torch.equal(augment(images, 0.0), images), augment
     assert torch.equal(crop(images, 0), images)
 
@@ -51,7 +61,8 @@ def test_the_default_config_is_accepted():
 
 @pytest.mark.parametrize(
     "values",
-    [{"horizontal_flip": 1.1}, {"erasing": -0.1}, {"brightness": 2}, {"crop_padding": -1}, {"rotation_degrees": -5}],
+    [{name: 1.1} for name in ("horizontal_flip", "brightness", "scale")]
+    + [{name: -0.1} for name in ("erasing", "crop_padding", "rotation_degrees")],
 )
 def test_values_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match=f"augmentation.*{next(iter(values))}"):
@@ -87,9 +98,9 @@ def test_crop_keeps_the_memory_order_plain(images):
 
 
 def turned(images: torch.Tensor, degrees: float, monkeypatch) -> torch.Tensor:
-    """``rotate`` with the angle at the end of its range instead of a random one."""
-    monkeypatch.setattr(torch, "rand", lambda count, device: torch.ones(count, device=device))
-    return rotate(images, degrees)
+    """``move`` with the angle at the end of its range instead of a random one."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, device: torch.ones(shape, device=device))
+    return move(images, degrees)
 
 
 def test_a_quarter_turn_is_exact_also_when_the_image_is_not_square(monkeypatch):
@@ -103,7 +114,7 @@ def test_a_quarter_turn_is_exact_also_when_the_image_is_not_square(monkeypatch):
 def test_rotation_stays_within_its_range():
     line = torch.zeros(200, 1, 41, 41, dtype=torch.uint8)
     line[:, :, 20, :] = 255
-    column = rotate(line, 10)[:, 0, :, 40].float()  # where the line meets the right edge, if it still does
+    column = move(line, 10)[:, 0, :, 40].float()  # where the line meets the right edge, if it still does
     height = (column * torch.arange(41)).sum(1) / column.sum(1).clamp(min=1)
     lowest, highest = 20 - 20 * math.tan(math.radians(10)) - 1, 20 + 20 * math.tan(math.radians(10)) + 1
     seen = height[column.sum(1) > 0]
@@ -118,6 +129,31 @@ def test_brightness_is_one_factor_an_image_within_its_range():
     assert 80 <= bright.min() <= 82
     assert 118 <= bright.max() <= 120
     assert brighten(torch.full_like(gray, 250), 0.5).max() == 255
+
+
+def test_a_shift_and_a_zoom_are_exact_at_the_ends_of_their_ranges(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, device: torch.ones(shape, device=device))
+    images = torch.randint(1, 256, (2, 3, 20, 40), dtype=torch.uint8)
+    moved = move(images, 0, translate=0.25)  # what was a quarter to the right and below comes to the place
+    assert torch.equal(moved[..., :15, :30], images[..., 5:, 10:])
+    assert torch.equal(moved[..., 15:, 30:], images[..., -1:, -1:].expand(-1, -1, 5, 10)), "the border is repeated"
+    doubled = move(images, 0, scale=1.0).float()
+    middle = torch.nn.functional.interpolate(images[..., 5:15, 10:30].float(), scale_factor=2, mode="bilinear")
+    assert (doubled - middle)[..., 2:-2, 2:-2].abs().max() <= 0.5
+
+
+def test_contrast_and_saturation_keep_what_they_turn_around():
+    torch.manual_seed(0)
+    images = torch.randint(100, 156, (500, 3, 8, 8), dtype=torch.uint8)
+    means = images.float().mean((1, 2, 3), keepdim=True)
+    contrasted = blend(images, means, 0.5)
+    assert (contrasted.float().mean((1, 2, 3)) - means.flatten()).abs().max() < 0.5
+    ratio = contrasted.float().std((1, 2, 3)) / images.float().std((1, 2, 3))
+    assert 0.45 < ratio.min() < 0.55
+    assert 1.45 < ratio.max() < 1.55
+    assert (luminance(blend(images, luminance(images), 0.5)) - luminance(images)).abs().max() < 1
+    gray = images[:, :1].expand(-1, 3, -1, -1)
+    assert torch.equal(blend(gray, luminance(gray), 1.0), gray)
 
 
 def test_erase_blanks_one_rectangle_of_the_right_size_in_its_share_of_images():

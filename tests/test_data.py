@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from src.data.datamodule import ImageDataModule, load_class_names, load_data_info, load_split
 from src.data.fashion_mnist import CLASS_NAMES, FILES, MIRRORS, load_fashion_mnist, read_idx
@@ -43,25 +44,31 @@ def small_set(monkeypatch):
     return files
 
 
+def raw_config(folder, mirror):
+    """The part of a config that tells where raw files are."""
+    return OmegaConf.create({"data": {"directory": str(folder), "mirror": mirror}})
+
+
 def test_the_dataset_is_read_from_a_mirror_over_http(small_set, tmp_path):
     with serve({f"FashionMNIST/raw/{name}": content for name, content in small_set.items()}) as server:
-        (images, labels), (test_images, _), names = load_fashion_mnist(tmp_path, server.url)
-    assert (images.shape, images.dtype, test_images.shape) == ((60, 1, 28, 28), np.uint8, (20, 1, 28, 28))
+        source = load_fashion_mnist(raw_config(tmp_path, server.url))
+    images, labels = source.train.images, source.train.labels
+    assert (images.shape, images.dtype, source.test.images.shape) == ((60, 1, 28, 28), np.uint8, (20, 1, 28, 28))
     assert (labels.tolist(), labels.dtype) == ([*range(10)] * 6, np.int64)
-    assert names == CLASS_NAMES
+    assert source.class_names == CLASS_NAMES
 
 
 def test_a_mirror_may_hold_the_files_at_its_top(small_set, tmp_path):
     (tmp_path / "mirror").mkdir()
     for name, content in small_set.items():
         (tmp_path / "mirror" / name).write_bytes(content)
-    assert len(load_fashion_mnist(tmp_path / "raw", f"{tmp_path}/mirror/")[0][0]) == 60
+    assert len(load_fashion_mnist(raw_config(tmp_path, f"{tmp_path}/mirror/")).train) == 60
 
 
 def test_without_a_mirror_the_public_sources_are_tried_in_turn(small_set, tmp_path, monkeypatch):
     with serve({}) as empty, serve(small_set) as server:
         monkeypatch.setattr("src.data.fashion_mnist.MIRRORS", [empty.url, server.url])
-        assert len(load_fashion_mnist(tmp_path, None)[0][0]) == 60
+        assert len(load_fashion_mnist(raw_config(tmp_path, None)).train) == 60
     assert len(MIRRORS) >= 2
     assert len(FILES) == 4
 
@@ -141,7 +148,7 @@ def test_images_that_stand_in_the_other_set_are_found():
     images, _ = draw_dataset(30, seed=2)
     images[7] = others[3]
     images[20] = (others[11].astype(int) + np.random.default_rng(0).integers(-4, 5, others[11].shape)).clip(0, 255)
-    assert np.flatnonzero(stands_in(images, others)).tolist() == [7, 20]
+    assert np.flatnonzero(stands_in(images, others, 6.0)).tolist() == [7, 20]
 
 
 def test_the_description_is_exact():

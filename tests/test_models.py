@@ -97,7 +97,7 @@ def test_normalization_is_part_of_the_model():
 
 
 def test_unknown_names_list_the_valid_ones():
-    with pytest.raises(ValueError, match=r"'vgg'.*valid: basic_cnn, efficientnet, resnet, resnet18"):
+    with pytest.raises(ValueError, match=r"'vgg'.*valid: basic_cnn, custom_cnn, efficientnet, resnet, resnet18"):
         build_network("vgg", 1, 10)
     with pytest.raises(ValueError, match=r"blocks for basic_cnn; valid: widths, dropout"):
         build_network("basic_cnn", 1, 10, blocks=[1])

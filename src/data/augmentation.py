@@ -14,10 +14,17 @@ class BatchAugmentation:
         horizontal_flip: float = 0.0,
         crop_padding: int = 0,
         rotation_degrees: float = 0.0,
+        scale: float = 0.0,
+        translate: float = 0.0,
         brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
         erasing: float = 0.0,
     ):
-        for name, value in (("horizontal_flip", horizontal_flip), ("erasing", erasing), ("brightness", brightness)):
+        shares = {"horizontal_flip": horizontal_flip, "scale": scale, "translate": translate, "erasing": erasing}
+        for name, value in (
+            shares | {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+        ).items():
             if not 0 <= value <= 1:
                 raise ValueError(f"augmentation.{name} is {value}; it must lie between 0 and 1")
         if crop_padding < 0 or rotation_degrees < 0:
@@ -25,7 +32,11 @@ class BatchAugmentation:
         self.horizontal_flip = horizontal_flip
         self.crop_padding = crop_padding
         self.rotation_degrees = rotation_degrees
+        self.scale = scale
+        self.translate = translate
         self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
         self.erasing = erasing
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -33,10 +44,14 @@ class BatchAugmentation:
             images = flip(images, self.horizontal_flip)
         if self.crop_padding:
             images = crop(images, self.crop_padding)
-        if self.rotation_degrees:
-            images = rotate(images, self.rotation_degrees)
+        if self.rotation_degrees or self.scale or self.translate:
+            images = move(images, self.rotation_degrees, self.scale, self.translate)
         if self.brightness:
             images = brighten(images, self.brightness)
+        if self.contrast:
+            images = blend(images, images.float().mean((1, 2, 3), keepdim=True), self.contrast)
+        if self.saturation and images.shape[1] == 3:
+            images = blend(images, luminance(images), self.saturation)
         if self.erasing:
             images = erase(images, self.erasing)
         return images
@@ -60,22 +75,36 @@ def crop(images: torch.Tensor, padding: int) -> torch.Tensor:
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def rotate(images: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Turn each image by an angle uniform in [-degrees, degrees], bilinear; zeros come in."""
+def move(images: torch.Tensor, degrees: float, scale: float = 0.0, translate: float = 0.0) -> torch.Tensor:
+    """Turn each image by up to ``degrees``, zoom it by a factor in [1 - scale, 1 + scale] and shift it by up to
+    ``translate`` of its size, all uniform, bilinear; what comes in repeats the border."""
     count, _, height, width = images.shape
-    angle = (torch.rand(count, device=images.device) * 2 - 1) * math.radians(degrees)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    ratio = height / width
-    theta = torch.stack([cos, -sin * ratio, zero, sin / ratio, cos, zero], dim=1).view(count, 2, 3)
+    draws = torch.rand(4, count, device=images.device) * 2 - 1
+    angle, zoom = draws[0] * math.radians(degrees), 1 / (1 + scale * draws[1]).clamp_min(0.05)
+    cos, sin, ratio = angle.cos() * zoom, angle.sin() * zoom, height / width
+    shift = draws[2:] * 2 * translate  # affine_grid's unit is half the image
+    theta = torch.stack([cos, -sin * ratio, shift[0], sin / ratio, cos, shift[1]], dim=1).view(count, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    turned = F.grid_sample(images.float(), grid, align_corners=False)
-    return turned.round_().clamp_(0, 255).to(torch.uint8)
+    moved = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return moved.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def brighten(images: torch.Tensor, strength: float) -> torch.Tensor:
     """Multiply each image by a factor uniform in [1 - strength, 1 + strength]."""
     factor = 1 + strength * (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1)
     return (images * factor).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def blend(images: torch.Tensor, centre: torch.Tensor, strength: float) -> torch.Tensor:
+    """Move each image from ``centre``, which broadcasts to it, by a factor uniform in [1 - strength, 1 + strength]."""
+    factor = 1 + strength * (torch.rand(len(images), 1, 1, 1, device=images.device) * 2 - 1)
+    return (centre + (images - centre) * factor).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def luminance(images: torch.Tensor) -> torch.Tensor:
+    """RGB (N, 3, H, W) -> gray float (N, 1, H, W), by the weights of ITU-R BT.601."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
 
 
 def erase(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from src.data.download import fetch
+from src.data.source import Examples, Source
 
 CLASS_NAMES = [
     "T-shirt/top",
@@ -37,19 +38,20 @@ MIRRORS = [
 SUBFOLDER = "FashionMNIST/raw"  # where torchvision keeps the files, and so a local mirror
 
 
-def load_fashion_mnist(raw: Path, mirror: str | None) -> tuple[tuple, tuple, list[str]]:
-    """Fetch and read the dataset: ``((images, labels) train, (images, labels) test, class_names)``.
+def load_fashion_mnist(config) -> Source:
+    """60,000 training and 10,000 test images, 1x28x28, fetched if need be.
 
-    images: uint8 (N, 1, 28, 28); labels: int64 (N,). Raises DownloadError, or ValueError for a malformed file.
+    Raises DownloadError, or ValueError for a malformed file.
     """
+    raw, mirror = Path(config.data.directory) / "raw", config.data.mirror
     mirrors = MIRRORS if mirror is None else [f"{mirror.rstrip('/')}/{SUBFOLDER}", mirror]
     paths = {name: fetch(name, checksum, raw / name, mirrors) for name, checksum in FILES.items()}
     splits = []
     for prefix in ("train", "t10k"):
         images = read_idx(paths[f"{prefix}-images-idx3-ubyte.gz"])
         labels = read_idx(paths[f"{prefix}-labels-idx1-ubyte.gz"]).astype(np.int64)
-        splits.append((images[:, None], labels))
-    return splits[0], splits[1], CLASS_NAMES
+        splits.append(Examples(images[:, None], labels))
+    return Source(*splits, CLASS_NAMES)
 
 
 def read_idx(path: Path) -> np.ndarray:

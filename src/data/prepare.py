@@ -17,14 +17,24 @@ import logging
 
 import numpy as np
 import yaml
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from src.config import config_parser, parse_config
+from src.data.cifar10 import load_cifar10
+from src.data.deepfashion import load_deepfashion
 from src.data.download import DownloadError
 from src.data.fashion_mnist import load_fashion_mnist
+from src.data.folders import load_folders
+from src.data.source import Examples, Source
 
-SOURCES = {"fashion_mnist": load_fashion_mnist}
-SAME_IMAGE_RMS = 6.0  # gray levels; in Fashion-MNIST the ten closest pairs lie below it, the next ones look different
+SOURCES = {
+    "cifar10": load_cifar10,
+    "deepfashion": load_deepfashion,
+    "fashion_mnist": load_fashion_mnist,
+    "folders": load_folders,
+}
+STATISTICS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}  # of RGB, as timm and torchvision use them
+COMPARED_SIDE = 32  # pixels; larger images are compared at this size
 
 logger = logging.getLogger(__name__)
 
@@ -34,73 +44,113 @@ def prepare(config) -> dict:
 
     Raises DownloadError when the raw files cannot be had, ValueError for an unknown dataset or a bad split.
     """
-    folder = Path(config.data.directory)
     if config.data.dataset not in SOURCES:
         raise ValueError(f"unknown data.dataset {config.data.dataset!r}; valid: {', '.join(sorted(SOURCES))}")
-    (images, labels), (test_images, test_labels), class_names = SOURCES[config.data.dataset](
-        folder / "raw", config.data.mirror
-    )
-    kept = ~stands_in(images, test_images)
-    logger.info(
-        "%d training images also stand in the test set (rows %s) and are dropped",
-        (~kept).sum(),
-        ", ".join(map(str, np.flatnonzero(~kept))),
-    )
-    images, labels = images[kept], labels[kept]
-    train, validation = split(labels, config.data.validation_size, config.seed)
-    splits = {
-        "train": (images[train], labels[train]),
-        "validation": (images[validation], labels[validation]),
-        "test": (test_images, test_labels),
-    }
-    for name, (x, y) in splits.items():
-        np.savez(folder / f"{name}.npz", images=x, labels=y)
-        logger.info("%s: %d images -> %s", name, len(x), folder / f"{name}.npz")
-    (folder / "class_names.json").write_text(json.dumps(class_names, indent=2) + "\n")
-    info = describe(splits, class_names) | {
-        "dropped_because_in_test": [int(row) for row in np.flatnonzero(~kept)],
-        "seed": config.seed,
-    }
+    if config.data.statistics not in ("dataset", *STATISTICS):
+        raise ValueError(f"unknown data.statistics {config.data.statistics!r}; valid: dataset, {', '.join(STATISTICS)}")
+    folder = Path(config.data.directory)
+    source = SOURCES[config.data.dataset](config)
+    splits, dropped = divide(source, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in splits.items():
+        np.savez(folder / f"{name}.npz", images=part.images, labels=part.labels)
+        logger.info("%s: %d images -> %s", name, len(part), folder / f"{name}.npz")
+    (folder / "class_names.json").write_text(json.dumps(source.class_names, indent=2) + "\n")
+    info = describe({name: (part.images, part.labels) for name, part in splits.items()}, source.class_names)
+    if config.data.statistics in STATISTICS:
+        info["mean"], info["std"] = STATISTICS[config.data.statistics]
+    info |= {"dropped_because_in_test": dropped, "seed": config.seed}
+    if source.excluded:
+        info["excluded"] = source.excluded
     metrics = Path(config.paths.metrics)
     metrics.mkdir(parents=True, exist_ok=True)
     (metrics / "data_info.yaml").write_text(yaml.safe_dump(info, sort_keys=False, allow_unicode=True))
     return info
 
 
-def stands_in(images: np.ndarray, others: np.ndarray, rms: float = SAME_IMAGE_RMS) -> np.ndarray:
+def divide(source: Source, config) -> tuple[dict[str, Examples], list[int]]:
+    """Train, validation and test, and the rows of the given training set that were dropped: they stand in the test set.
+
+    A test set is split off only when the authors give none. Raises ValueError when a split would miss a class.
+    """
+    given, test, dropped = source.train, source.test, np.empty(0, int)
+    if test is None:
+        rest, held_out = split(given.labels, config.data.test_size, config.seed, "data.test_size", given.items)
+        given, test = given[rest], given[held_out]
+    if config.data.same_image_rms is not None:
+        found = stands_in(given.images, test.images, config.data.same_image_rms)
+        dropped = np.flatnonzero(found)
+        rows = ", ".join(map(str, dropped[:20])) + (", ..." if len(dropped) > 20 else "")
+        logger.info("%d training images also stand in the test set (rows %s) and are dropped", len(dropped), rows)
+        given = given[~found]
+    size = config.data.validation_size
+    train, validation = split(given.labels, size, config.seed, "data.validation_size", given.items)
+    splits = {"train": given[train], "validation": given[validation], "test": test}
+    for name, part in splits.items():
+        counts = np.bincount(part.labels, minlength=len(source.class_names))
+        if missing := [source.class_names[label] for label in np.flatnonzero(counts == 0)]:
+            raise ValueError(f"the {name} set has no image of {', '.join(missing)}; add images or change the split")
+    return splits, dropped.tolist()
+
+
+def stands_in(images: np.ndarray, others: np.ndarray, rms: float) -> np.ndarray:
     """Boolean (N,): which ``images`` are, but for noise, also among ``others``. Both uint8 (N, C, H, W).
 
     Two images are the same when the root mean square of their pixel differences is below ``rms`` gray levels.
     """
     found = np.zeros(len(images), bool)
-    targets = others.reshape(len(others), -1).astype(np.float32)
+    targets = comparable(others)
     target_norms = (targets**2).sum(1)
     for start in range(0, len(images), 2000):
-        block = images[start : start + 2000].reshape(-1, targets.shape[1]).astype(np.float32)
+        block = comparable(images[start : start + 2000])
         squared = (block**2).sum(1)[:, None] + target_norms - 2 * block @ targets.T
         found[start : start + 2000] = squared.min(1) < rms**2 * targets.shape[1]
     return found
 
 
-def split(labels: np.ndarray, validation_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (train, validation), stratified by class. Raises ValueError when a class would have none."""
-    classes = len(np.unique(labels))
-    if not classes <= validation_size < len(labels) - classes:
+def comparable(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, C, H, W) -> float32 (N, values): the pixels, of a large image the means of blocks of them."""
+    count, channels, height, width = images.shape
+    block = max(1, min(height, width) // COMPARED_SIDE)
+    high, wide = height // block, width // block
+    cut = images[:, :, : high * block, : wide * block].reshape(count, channels, high, block, wide, block)
+    pixels = cut.mean((3, 5), dtype=np.float32) if block > 1 else images
+    return pixels.reshape(count, -1).astype(np.float32)
+
+
+def split(
+    labels: np.ndarray, size: float, seed: int, key: str = "data.validation_size", items: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices (rest, held out), stratified by class; images of one item stay together.
+
+    ``size``: how many are held out, or, below 1, their share. Raises ValueError when a class would have none.
+    """
+    classes, count = len(np.unique(labels)), len(labels)
+    held_out = round(size * count) if size < 1 else size
+    if not classes <= held_out < count - classes:
         raise ValueError(
-            f"data.validation_size is {validation_size}; with {len(labels)} images of {classes} classes it must lie "
-            f"between {classes} and {len(labels) - classes - 1}"
+            f"{key} is {size}; with {count} images of {classes} classes it must lie "
+            f"between {classes} and {count - classes - 1}, or be a share of them below 1"
         )
-    train, validation = train_test_split(
-        np.arange(len(labels)), test_size=validation_size, stratify=labels, random_state=seed
-    )
-    return np.sort(train), np.sort(validation)
+    rows = np.arange(count)
+    if items is None:
+        rest, kept = train_test_split(rows, test_size=int(held_out), stratify=labels, random_state=seed)
+    else:
+        folds = max(2, round(count / held_out))
+        if len(np.unique(items)) < folds:
+            raise ValueError(f"{key} is {size}, but there are only {len(np.unique(items))} items to divide")
+        rest, kept = next(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, items))
+    return np.sort(rest), np.sort(kept)
 
 
 def describe(splits: dict[str, tuple[np.ndarray, np.ndarray]], class_names: list[str]) -> dict:
     """Counts by class, pixel mean and std of the training images (0..1), SHA-256 of every split."""
-    pixels = splits["train"][0].transpose(1, 0, 2, 3).reshape(splits["train"][0].shape[1], -1)
     # Exact from the histogram of the 256 values: no rounding that depends on the order of a sum.
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels])
+    images = splits["train"][0]
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for start in range(0, len(images), 1000):
+        block = images[start : start + 1000]
+        counts += [np.bincount(block[:, channel].ravel(), minlength=256) for channel in range(block.shape[1])]
     values = np.arange(256) / 255
     mean = (counts * values).sum(1) / counts.sum(1)
     std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1))

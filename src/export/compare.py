@@ -126,7 +126,7 @@ def processor() -> str:
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = config_parser(__doc__.splitlines()[0])
-    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--model-path", help="folder with config.json and weights (default: paths.best_model)")
     parser.add_argument("--rounds", type=int, default=100, help="calls of each format and batch size")
     parser.add_argument("--limit", type=int, help="use only so many images (for a quick try)")
     parser.add_argument("--test", action="store_true", help="accuracy on the test images instead")
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     split = "test" if arguments.test else "validation"
     try:
-        formats = formats_of(Path(arguments.model_path), arguments.compile)
+        formats = formats_of(Path(arguments.model_path or config.paths.best_model), arguments.compile)
         images, labels = load_split(config.data.directory, split)
     except (FileNotFoundError, ValueError) as error:
         logger.error("error: %s", error)

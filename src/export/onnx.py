@@ -142,10 +142,10 @@ def keep(source: Path, target: Path, metadata: dict[str, str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = config_parser(__doc__.splitlines()[0])
-    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--model-path", help="folder with config.json and weights (default: paths.best_model)")
     arguments, config = parse_config(parser, argv)
     try:
-        export(config, arguments.model_path)
+        export(config, arguments.model_path or config.paths.best_model)
     except (FileNotFoundError, ValueError) as error:
         logger.error("error: %s", error)
         return 1

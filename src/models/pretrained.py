@@ -22,7 +22,9 @@ def build_resnet18(
 def _build_timm(
     name: str, channels: int, classes: int, dropout: float, pretrained: bool, weights: str | None
 ) -> nn.Module:
-    """``pretrained`` downloads timm's weights; ``weights`` reads a local file instead."""
+    """``pretrained`` downloads timm's weights; ``weights`` reads a local file instead.
+
+    Raises FileNotFoundError when that file is missing, ConnectionError when the download fails."""
     try:
         import timm
     except ImportError as error:
@@ -35,11 +37,19 @@ def _build_timm(
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights names {weights}, which does not exist")
         source = {"pretrained_cfg_overlay": {"file": weights}}
-    return timm.create_model(
-        name,
-        pretrained=pretrained or weights is not None,
-        in_chans=channels,
-        num_classes=classes,
-        drop_rate=dropout,
-        **source,
-    )
+    try:
+        return timm.create_model(
+            name,
+            pretrained=pretrained or weights is not None,
+            in_chans=channels,
+            num_classes=classes,
+            drop_rate=dropout,
+            **source,
+        )
+    except OSError as error:  # what the hub's client raises, too
+        if weights is not None:
+            raise
+        raise ConnectionError(
+            f"the pretrained weights of {name} cannot be downloaded ({type(error).__name__}); name a local file "
+            f"(model.{name}.weights=FILE) or train from scratch (model.{name}.pretrained=false)"
+        ) from error

@@ -5,11 +5,13 @@ import inspect
 from torch import nn
 
 from src.models.basic_cnn import BasicCNN
+from src.models.custom_cnn import CustomCNN
 from src.models.pretrained import build_efficientnet, build_resnet18
 from src.models.resnet import ResNet
 
 ARCHITECTURES = {
     "basic_cnn": BasicCNN,
+    "custom_cnn": CustomCNN,
     "resnet": ResNet,
     "efficientnet": build_efficientnet,
     "resnet18": build_resnet18,
@@ -34,3 +36,8 @@ def build_network(architecture: str, channels: int, classes: int, **args) -> nn.
     if unknown:
         raise ValueError(f"unknown arguments {', '.join(unknown)} for {architecture}; valid: {', '.join(valid)}")
     return builder(channels, classes, **args)
+
+
+def find_head(network: nn.Module) -> nn.Module:
+    """The last layers of ``network``, which turn features into logits."""
+    return network.get_classifier() if hasattr(network, "get_classifier") else network.head

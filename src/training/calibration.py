@@ -126,10 +126,10 @@ def refit(model_path: str, config) -> ModelConfig:
 
 def main(argv: list[str] | None = None) -> int:
     parser = config_parser("Fit temperature, exponent and the threshold of uncertain answers anew, on validation.")
-    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--model-path", help="folder with config.json and weights (default: paths.best_model)")
     arguments, config = parse_config(parser, argv)
     try:
-        card = refit(arguments.model_path, config)
+        card = refit(arguments.model_path or config.paths.best_model, config)
     except (ModelError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -179,12 +179,12 @@ def report(metrics: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = config_parser(__doc__.splitlines()[0])
-    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--model-path", help="folder with config.json and weights (default: paths.best_model)")
     parser.add_argument("--runtime", default="torch", choices=FILES, help="what runs the network (default: torch)")
     parser.add_argument("--enforce", action="store_true", help="exit 1 when a target is missed")
     arguments, config = parse_config(parser, argv)
     try:
-        metrics = evaluate(config, arguments.model_path, arguments.runtime)
+        metrics = evaluate(config, arguments.model_path or config.paths.best_model, arguments.runtime)
     except (ModelError, FileNotFoundError, ValueError) as error:
         logger.error("error: %s", error)
         return 2

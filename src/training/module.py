@@ -7,6 +7,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.models import ImageClassifier
+from src.models.registry import find_head
 from src.training.optimization import build_optimizer, build_schedule
 
 
@@ -27,6 +28,18 @@ class ClassifierModule(L.LightningModule):
         self.metrics = nn.ModuleDict({f"{split}_": metrics.clone(f"{split}_") for split in ("train", "val", "test")})
         self.smoothed_loss = nn.CrossEntropyLoss(label_smoothing=training.label_smoothing)
         self.loss = nn.CrossEntropyLoss()
+
+        if training.freeze_backbone:
+            self.model.network.requires_grad_(False)
+            find_head(self.model.network).requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "ClassifierModule":
+        """A frozen backbone stays as it is: its batch norm must not follow the new images either."""
+        super().train(mode)
+        if mode and self.training_config.freeze_backbone:
+            self.model.network.eval()
+            find_head(self.model.network).train()
+        return self
 
     def on_train_epoch_start(self) -> None:
         # The same draws for epoch n whether the run was interrupted before it or not.

@@ -159,10 +159,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = config_parser(__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True, help="tar or folder of <split>/<class>/<photo>")
     parser.add_argument("--split", default="validation", help="its folder to measure on (default: validation)")
-    parser.add_argument("--model-path", default="models/best_model", help="folder with config.json and weights")
+    parser.add_argument("--model-path", help="folder with config.json and weights (default: paths.best_model)")
     arguments, config = parse_config(parser, argv)
     try:
-        predictor = Predictor.load(arguments.model_path)
+        predictor = Predictor.load(arguments.model_path or config.paths.best_model)
         result = {"source": arguments.photos.name, "split": arguments.split, "git_commit": predictor.config.git_commit}
         result |= measure(predictor, read_photos(arguments.photos, arguments.split))
     except (ModelError, ImageError, OSError, ValueError) as error:

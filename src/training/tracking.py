@@ -56,10 +56,23 @@ def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = No
     tags = {"dvc_data_hash": dvc_data_hash(config.data.directory), "git_commit": git_commit()} | (tags or {})
     run = RunLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
     if run_id is None:
-        run.log_hyperparams({key: str(value) for key, value in flatten(config).items()})
+        run.log_hyperparams({key: str(value) for key, value in (flatten(config) | short_names(config)).items()})
     if run.run_id is not None:  # only the main process of a distributed training has one
         logger.info("MLflow run %s in experiment %s at %s", run.run_id, config.tracking.experiment, config.tracking.uri)
     return run
+
+
+def short_names(config) -> dict[str, object]:
+    """The parameters that people sort runs by, under the names they look for; ``seed`` has no other."""
+    training = config.training
+    return {
+        "model_name": config.model.architecture,
+        "dataset_name": config.name,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "batch_size": training.batch_size,
+        "num_epochs": training.epochs,
+    }
 
 
 def log_results(run: RunLogger, config, metrics: dict[str, float], paths: list[Path]) -> None:

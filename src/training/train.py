@@ -25,6 +25,8 @@ from src.training.fitting import Fitted, architecture_args, fit, is_main_process
 from src.training.plots import plot_history, save_history
 from src.training.tracking import git_commit, log_results
 
+FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,7 +62,7 @@ def train(config) -> dict[str, float]:
     logger.info("best model -> %s  %s", config.paths.best_model, "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
     # The plain val_ names are the curves; the best model's values stand beside them.
     final = {name if name.startswith("test_") else f"best_{name}": value for name, value in metrics.items()}
-    log_results(fitted.run, config, final, artifacts)
+    log_results(fitted.run, config, final | {"final_accuracy": metrics["test_accuracy"]}, artifacts)
     return metrics
 
 
@@ -70,7 +72,7 @@ def _describe(config) -> ModelConfig:
     return ModelConfig(
         name=config.name,
         architecture=config.model.architecture,
-        architecture_args=architecture_args(config),
+        architecture_args={k: v for k, v in architecture_args(config).items() if k not in FIRST_WEIGHTS},
         class_names=load_class_names(config.data.directory),
         preprocessing=Preprocessing(**config.preprocessing),
         data_hash=info["data_hash"],
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
         train(config)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
         logger.error("error: %s", error)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,66 @@
+"""DeepFashion in-shop (Liu et al. 2016, CVPR), which its authors give to those who sign: its folders, or a CSV."""
+
+import csv
+from pathlib import Path
+
+from src.data.folders import find_location
+from src.data.source import ImageFile, Source, read_files
+from src.preprocessing import Preprocessing
+
+COLUMNS = ("path", "label", "item_id")
+
+
+def load_deepfashion(config) -> Source:
+    """Read ``data.location``: a folder ``img/MEN|WOMEN/<class>/<item>/*.jpg``, or a CSV with the columns path, label
+    and item_id, its paths relative to it. There is no test set; prepare.py splits by item.
+
+    Raises DownloadError when it is not there, ValueError for what cannot be read.
+    """
+    path = find_manifest(config)
+    rows = read_manifest(path) if path else list_items(find_location(config))
+    class_names = sorted({label for _, label, _ in rows})
+    if len(class_names) < 2:
+        raise ValueError(f"{config.data.location} has the classes {class_names}; at least two are needed")
+    files = [ImageFile(file, class_names.index(label), item) for file, label, item in rows]
+    train, excluded = read_files(files, Preprocessing(**config.preprocessing), config.name)
+    return Source(train, None, class_names, excluded)
+
+
+def find_manifest(config) -> Path | None:
+    """``data.location`` or the same in ``data.mirror`` if it is a CSV that exists."""
+    data = config.data
+    if not data.location.endswith(".csv"):
+        return None
+    for path in (Path(data.location), Path(data.mirror or ".") / data.location):
+        if path.is_file():
+            return path
+    raise ValueError(f"data.location names {data.location}, which does not exist; write it with {', '.join(COLUMNS)}")
+
+
+def read_manifest(path: Path) -> list[tuple[Path, str, str]]:
+    """``(file, label, item)`` of each row. Raises ValueError for a missing column or value, naming the line."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+            raise ValueError(f"{path} misses the columns {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+        rows = []
+        for line, row in enumerate(reader, 2):
+            values = [(row[name] or "").strip() for name in COLUMNS]
+            if not all(values):
+                raise ValueError(f"{path}, line {line}: {COLUMNS[values.index('')]} is empty")
+            rows.append((path.parent / values[0], values[1], values[2]))
+    return sorted(rows)
+
+
+def list_items(root: Path) -> list[tuple[Path, str, str]]:
+    """``(file, label, item)`` of every image: the item is its folder, the class the folder above. Raises ValueError."""
+    rows = []
+    for folder in sorted(path for path in root.rglob("id_*") if path.is_dir()):
+        images = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        if not images:
+            raise ValueError(f"the item folder {folder} is empty; add its images or remove it")
+        # The same number names different items of men and women.
+        rows += [(image, folder.parent.name, "/".join(folder.parts[-3:])) for image in images]
+    if not rows:
+        raise ValueError(f"{root} has no item folder such as WOMEN/Dresses/id_00000002; unpack In-shop's img.zip there")
+    return rows

@@ -1,0 +1,127 @@
+"""Datasets that are folders of images, one folder a class: found, downloaded or unpacked, then read."""
+
+import logging
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+from src.data.download import DownloadError, fetch
+from src.data.source import ImageFile, Source, read_files
+from src.preprocessing import Preprocessing
+
+DONE = ".unpacked"
+DEPTH = 3  # how far below an archive's top the class folders are looked for
+
+logger = logging.getLogger(__name__)
+
+
+def load_folders(config) -> Source:
+    """Read ``data.location`` (a folder or an archive) with ``data.train_folder`` and ``data.test_folder`` in it.
+
+    Without them its class folders lie at its top, and there is no test set. Raises DownloadError when it is not there,
+    ValueError for a class folder that is empty or that only the test set has.
+    """
+    root = find_location(config)
+    spec = Preprocessing(**config.preprocessing)
+    train_root = find_folder(root, config.data.train_folder)
+    class_names = list_classes(train_root)
+    train, excluded = read_files(list_files(train_root, class_names), spec, f"{config.name} training")
+    if config.data.test_folder is None:
+        return Source(train, None, class_names, excluded)
+    test_root = find_folder(root, config.data.test_folder)
+    test, more = read_files(list_files(test_root, class_names), spec, f"{config.name} test")
+    return Source(train, test, class_names, excluded + more)
+
+
+def find_location(config) -> Path:
+    """The folder that holds the dataset; an archive is fetched if need be and unpacked below ``data.directory``.
+
+    ``data.location`` is looked for as it is, then in ``data.mirror``; ``data.url`` is the public source.
+    Raises DownloadError naming what was tried.
+    """
+    data = config.data
+    raw = Path(data.directory) / "raw"
+    tried = [Path(data.location)]
+    if data.mirror and not data.mirror.startswith(("http://", "https://")):
+        tried.append(Path(data.mirror) / data.location)
+    for path in tried:
+        if path.is_dir():
+            return path
+        if path.is_file():
+            return unpack(path, raw / _stem(path))
+    mirrors = [data.mirror] if data.mirror and data.mirror.startswith("http") else []
+    if data.url:
+        mirrors.append(data.url.rsplit("/", 1)[0])
+    if not mirrors:
+        raise DownloadError(
+            f"{data.location} is not at {' or '.join(map(str, tried))}, and nobody may hand it on; "
+            f"get it from {data.homepage} and name the folder that holds it (DATA_MIRROR=/folder) or itself "
+            "(data.location=/path)"
+        )
+    name = data.url.rsplit("/", 1)[1] if data.url else data.location
+    return unpack(fetch(name, data.md5, raw / name, mirrors), raw / _stem(Path(name)))
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def unpack(archive: Path, target: Path) -> Path:
+    """Unpack a tar or zip into ``target``, once, and return it. Raises ValueError for a damaged or unsafe archive."""
+    size = str(archive.stat().st_size)
+    done = target / DONE
+    if done.is_file() and done.read_text() == size:
+        return target
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    logger.info("unpacking %s", archive)
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as content:
+                content.extractall(target)  # noqa: S202  it drops absolute paths and ".."
+        else:
+            with tarfile.open(archive) as content:
+                content.extractall(target, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{archive} cannot be unpacked ({error}); fetch it again") from error
+    done.write_text(size)
+    return target
+
+
+def find_folder(root: Path, name: str | None) -> Path:
+    """``root``/``name``, or the one folder of that name at most DEPTH levels below. Raises ValueError."""
+    if name is None:
+        return root
+    for depth in range(DEPTH):
+        found = sorted(path for path in root.glob("*/" * depth + name) if path.is_dir())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"{root} has several folders {name!r}: {', '.join(map(str, found))}; name one")
+    raise ValueError(f"{root} has no folder {name!r}; set data.train_folder and data.test_folder to those it has")
+
+
+def list_classes(root: Path) -> list[str]:
+    """The names of the class folders, sorted. Raises ValueError when there are fewer than two."""
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        raise ValueError(f"{root} has the class folders {names}; at least two are needed, each holding its images")
+    return names
+
+
+def list_files(root: Path, class_names: list[str]) -> list[ImageFile]:
+    """Every file below the class folders of ``root``, sorted; hidden files are no images and are passed over.
+
+    Raises ValueError for a folder that is no class, a class without a folder, and a class without a file.
+    """
+    found = list_classes(root)
+    if unknown := sorted(set(found) - set(class_names)):
+        raise ValueError(f"{root} has the unknown classes {', '.join(unknown)}; known: {', '.join(class_names)}")
+    files = []
+    for label, name in enumerate(class_names):
+        paths = sorted(path for path in (root / name).rglob("*") if path.is_file() and not path.name.startswith("."))
+        if not paths:
+            raise ValueError(f"the class folder {root / name} is empty or missing; add images or remove the class")
+        files += [ImageFile(path, label) for path in paths]
+    return files
