@@ -1,0 +1,260 @@
+"""The other experiments: class folders, archives, items and manifests; and what each of them trains."""
+
+import csv
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from src.config import DEFAULT_CONFIG, load_config
+from src.data.cifar10 import read_batch
+from src.data.datamodule import load_class_names, load_data_info, load_split
+from src.data.download import DownloadError
+from src.data.prepare import main as prepare_main
+from src.data.prepare import prepare
+from src.inference import Predictor
+from src.models import load_model
+from src.predict import main as predict_main
+from src.training.evaluate import main as evaluate_main
+from src.training.fitting import fit
+from src.training.train import train
+from tests.conftest import ROOT
+from tests.drawing import GARMENTS, encode
+from tests.image_folders import draw_photo_of, write_classes, write_items
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture
+def config_of(tmp_path, mlflow_store, monkeypatch):
+    """``config_of(experiment, "key=value", ...)``: its config, at 32 pixels; all is written below ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    small = ["preprocessing.height=32", "preprocessing.width=32", "data.mirror=null", f"tracking.uri={mlflow_store}"]
+    small += ["training.epochs=2", "training.batch_size=16", "training.accelerator=cpu"]
+    return lambda name, *overrides: load_config(
+        ROOT / DEFAULT_CONFIG, [f"experiment={name}", f"tracking.experiment=test-{name}", *small, *overrides]
+    )
+
+
+@pytest.fixture
+def fruits(tmp_path):
+    """Fruits-360's layout: Training and Test, a folder a class."""
+    write_classes(tmp_path / "fruits-360" / "Training", 20)
+    write_classes(tmp_path / "fruits-360" / "Test", 5, seed=500)
+    return tmp_path / "fruits-360"
+
+
+# Reading
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_names_itself(name):
+    config = load_config(ROOT / DEFAULT_CONFIG, [f"experiment={name}"])
+    assert config.name == name
+    assert config.data.directory == f"data/{name}"
+    folder = "" if name == "fashion_mnist" else f"{name}/"
+    assert config.paths.best_model == f"models/{folder}best_model"
+    assert config.paths.metrics == f"metrics/{folder}".rstrip("/")
+
+
+def test_class_folders_keep_their_test_set_and_hold_out_validation(fruits, config_of):
+    info = prepare(config_of("fruits360"))
+    assert [info["splits"][name]["images"] for name in ("train", "validation", "test")] == [68, 12, 20]
+    assert load_class_names("data/fruits360") == sorted(GARMENTS)
+    images, labels = load_split("data/fruits360", "test")
+    assert (images.shape, images.dtype, np.bincount(labels).tolist()) == ((20, 3, 32, 32), np.uint8, [5, 5, 5, 5])
+    assert info["mean"] == [0.485, 0.456, 0.406]
+    before = load_split("data/fruits360", "validation")[0]
+    prepare(config_of("fruits360"))
+    assert np.array_equal(before, load_split("data/fruits360", "validation")[0])
+
+
+def test_what_is_no_image_is_left_out_and_reported(fruits, config_of, caplog):
+    (fruits / "Training" / "Bag" / "notes.jpg").write_text("no image")
+    (fruits / "Training" / "Bag" / ".hidden").write_text("passed over")
+    info = prepare(config_of("fruits360"))
+    assert [entry["file"].rsplit("/", 1)[1] for entry in info["excluded"]] == ["notes.jpg"]
+    assert "not an image" in info["excluded"][0]["reason"]
+    assert "1 of 81 files" in caplog.text
+    assert load_data_info("metrics/fruits360") == info
+    assert sum(info["splits"][name]["images"] for name in ("train", "validation")) == 80
+
+
+def empty_class(root):
+    shutil.rmtree(root / "Training" / "Bag")
+    (root / "Training" / "Bag").mkdir()
+
+
+def unknown_class(root):
+    (root / "Test" / "Hat").mkdir()
+
+
+def no_test_folder(root):
+    shutil.rmtree(root / "Test")
+
+
+def one_class(root):
+    for kind in list(GARMENTS)[1:]:
+        shutil.rmtree(root / "Training" / kind)
+
+
+def nothing_readable(root):
+    for path in (root / "Training").rglob("*.jpg"):
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (empty_class, "Bag is empty or missing"),
+        (unknown_class, "unknown classes Hat; known: Bag"),
+        (no_test_folder, "no folder 'Test'.*data.test_folder"),
+        (one_class, "at least two"),
+        (nothing_readable, "none of the 80 files"),
+    ],
+)
+def test_folders_that_cannot_be_used_are_named(fruits, config_of, damage, message):
+    damage(fruits)
+    with pytest.raises(ValueError, match=message):
+        prepare(config_of("fruits360"))
+
+
+def test_data_that_is_not_there_names_where_to_get_it(config_of, tmp_path, capsys, caplog):
+    with pytest.raises(DownloadError, match=r"fruits-360 is not at .*kaggle\.com.*DATA_MIRROR"):
+        prepare(config_of("fruits360"))
+    overrides = ["experiment=fruits360", "data.mirror=null"]
+    assert prepare_main(["--config", str(ROOT / DEFAULT_CONFIG), *overrides]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_fewer_images_than_a_batch_are_refused(fruits, config_of):
+    prepare(config_of("fruits360"))
+    with pytest.raises(ValueError, match=r"training\.batch_size is 500 but there are only 68"):
+        fit(config_of("fruits360", "training.batch_size=500", "model.architecture=custom_cnn"))
+
+
+def test_an_archive_in_the_mirror_is_unpacked_once(config_of, tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_classes(tmp_path / "top" / "train", 12)
+    write_classes(tmp_path / "top" / "validation", 4, seed=500)
+    (tmp_path / "mirror").mkdir()
+    with tarfile.open(tmp_path / "mirror" / "clothing-dataset-small.tar", "w") as archive:
+        archive.add(tmp_path / "top", "clothing-dataset-small-master")
+    config = config_of("clothing", f"data.mirror={tmp_path}/mirror", "data.same_image_rms=null")
+    for _ in range(2):
+        info = prepare(config)
+    assert caplog.text.count("unpacking") == 1
+    assert info["splits"]["test"]["images"] == 16
+    (tmp_path / "mirror" / "clothing-dataset-small.tar").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        prepare(config)
+
+
+def test_without_a_test_folder_a_share_is_held_out_and_copies_are_dropped(config_of, tmp_path):
+    folder = write_classes(tmp_path / "photos", 20)
+    overrides = ["data.location=photos", "data.train_folder=null", "data.test_folder=null", "data.test_size=0.2"]
+    config = config_of("clothing", *overrides, "data.validation_size=0.25")
+    info = prepare(config)
+    dropped = len(info["dropped_because_in_test"])
+    assert info["splits"]["test"]["images"] == 16
+    assert info["splits"]["train"]["images"] + info["splits"]["validation"]["images"] + dropped == 64
+    for kind in GARMENTS:  # every photo twice
+        for path in sorted((folder / kind).iterdir()):
+            shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    more = len(prepare(config)["dropped_because_in_test"])
+    assert more > dropped
+
+
+def test_views_of_one_item_stay_in_one_split(config_of, tmp_path):
+    write_items(tmp_path / "img", items=12, views=3)
+    info = prepare(config_of("deepfashion", "data.validation_size=0.2", "data.test_size=0.2"))
+    assert info["classes"] == 4
+    counts = [info["splits"][name]["images"] for name in ("train", "validation", "test")]
+    assert sum(counts) == 144
+    assert all(count % 3 == 0 and count >= 18 for count in counts)
+    with (tmp_path / "items.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "item_id"])
+        for path in sorted((tmp_path / "img").rglob("*.jpg")):
+            writer.writerow([path.relative_to(tmp_path), path.parts[-3], "/".join(path.parts[-4:-1])])
+    listed = prepare(
+        config_of("deepfashion", "data.location=items.csv", "data.validation_size=0.2", "data.test_size=0.2")
+    )
+    assert listed["data_hash"] == info["data_hash"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\na.jpg,Bag\n", "misses the columns item_id"),
+        ("path,label,item_id\na.jpg,,1\n", "line 2: label is empty"),
+        ("path,label,item_id\na.jpg,Bag,1\n", "at least two"),
+        ("path,label,item_id\na.jpg,Bag,1\nb.jpg,Hat,2\n", "none of the 2 files"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_named(config_of, tmp_path, content, message):
+    (tmp_path / "items.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        prepare(config_of("deepfashion", "data.location=items.csv"))
+
+
+def test_a_batch_of_the_binary_cifar_10_is_read(tmp_path):
+    rows = np.random.default_rng(0).integers(0, 256, (5, 3073), np.uint8)
+    rows[:, 0] = range(5)
+    rows.tofile(tmp_path / "data_batch_1.bin")
+    images, labels = read_batch(tmp_path / "data_batch_1.bin")
+    assert labels.tolist() == [0, 1, 2, 3, 4]
+    assert images[2, 1, 0, 3] == rows[2, 1 + 1024 + 3], "green comes after the 1,024 values of red"
+    (tmp_path / "data_batch_1.bin").write_bytes(b"short")
+    with pytest.raises(ValueError, match="5 bytes"):
+        read_batch(tmp_path / "data_batch_1.bin")
+
+
+# Training
+def test_fruits_are_trained_evaluated_and_predicted_by_the_same_commands(fruits, config_of, tmp_path, capsys):
+    overrides = ["model.architecture=custom_cnn", "training.freeze_backbone=false", "training.epochs=6"]
+    config = config_of("fruits360", *overrides, "model.custom_cnn.widths=[8,16,32,32]", "augmentation.scale=0.05")
+    prepare(config)
+    metrics = train(config)
+    assert metrics["test_accuracy"] > 0.6
+    _, card = load_model("models/fruits360/best_model")
+    assert (card.name, card.architecture, card.class_names) == ("fruits360", "custom_cnn", sorted(GARMENTS))
+    for name in ("loss", "accuracy", "f1"):
+        assert (tmp_path / "plots" / "fruits360" / f"{name}.png").is_file()
+    command = ["--config", str(ROOT / DEFAULT_CONFIG), "experiment=fruits360"]
+    assert evaluate_main([*command, "evaluation.targets.accuracy=0.5", "--enforce"]) == 0
+    measured = json.loads((tmp_path / "metrics" / "fruits360" / "test_metrics.json").read_text())
+    assert measured["accuracy"] == pytest.approx(metrics["test_accuracy"], abs=1e-3)
+    arguments = ["--input_path", str(fruits / "Test" / "Bag"), "--output_path", "bags.csv"]
+    assert predict_main([*arguments, "--model_path", "models/fruits360/best_model"]) == 0
+
+
+def test_a_frozen_backbone_stays_and_its_weights_come_from_a_file(fruits, config_of, tmp_path):
+    import timm
+
+    torch.manual_seed(5)
+    source = timm.create_model("resnet18", num_classes=1000)
+    torch.save(source.state_dict(), tmp_path / "resnet18.pth")
+    config = config_of(
+        "fruits360", f"model.resnet18.weights={tmp_path}/resnet18.pth", "model.resnet18.pretrained=false"
+    )
+    prepare(config)
+    train(config)
+    model, card = load_model("models/fruits360/final_model")
+    assert card.architecture_args == {"dropout": 0.0}, "where the first weights came from is no part of the model"
+    expected, found = source.state_dict(), model.network.state_dict()
+    for name, tensor in expected.items():
+        if not name.startswith("fc."):
+            assert torch.equal(tensor, found[name]), name
+    assert found["fc.weight"].shape == (4, 512)
+
+
+def test_a_photo_of_a_known_class_gets_it(fruits, config_of):
+    config = config_of("fruits360", "model.architecture=basic_cnn", "training.freeze_backbone=false",
+                       "model.basic_cnn.widths=[8,16]", "training.epochs=8", "training.learning_rate=0.01")  # fmt: skip
+    prepare(config)
+    train(config)
+    photo = encode(draw_photo_of("Bag", 9000), "JPEG")
+    answer = Predictor.load("models/fruits360/best_model").predict([photo])[0]
+    assert answer.predicted_label == "Bag"
