@@ -18,18 +18,19 @@ from src.inference.runtimes import FILES, runtime_file
 from src.models.config import ModelError
 from src.models.storage import weights_sha256
 
-SOURCE = Path("torchserve")  # where export_model_for_torchserve.py writes
+SERVER = Path("torchserve")  # the settings; and where export_model_for_torchserve.py writes when not told
 REMAKE = "make it with: python -m src.export.onnx && python export_model_for_torchserve.py; or give --runtime torch"
 
 
-def stage(folder: Path, runtime: str | None, source: Path = SOURCE) -> str:
-    """Do what the module says; ``runtime`` None takes the one that ``source``/model-config.yaml names. Return its name.
+def stage(folder: Path, runtime: str | None, source: Path = SERVER) -> str:
+    """Do what the module says for the model exported to ``source``; ``runtime`` None takes the one that the settings name.
 
+    Return the runtime's name.
     Raises ValueError for an unknown runtime, ModelError for an ONNX file that is missing, broken or of other weights.
     """
-    settings = (source / MODEL_SETTINGS).read_text()
+    settings = (SERVER / MODEL_SETTINGS).read_text()
     content = yaml.safe_load(settings)
-    check_settings(content, set(FILES.values()), source)
+    check_settings(content, set(FILES.values()), SERVER)
     runtime = runtime or content["handler"]["runtime"]
     name = runtime_file(runtime)
     if name is not None:
@@ -48,10 +49,11 @@ def stage(folder: Path, runtime: str | None, source: Path = SOURCE) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--source", type=Path, default=SERVER, help="where the model was exported to: %(default)s")
     parser.add_argument("--runtime")
     arguments = parser.parse_args(argv)
     try:
-        print(f"runtime {stage(arguments.folder, arguments.runtime)}")
+        print(f"runtime {stage(arguments.folder, arguments.runtime, arguments.source)}")
     except (ValueError, OSError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -33,17 +33,12 @@ class ClassifierModule(L.LightningModule):
             self.model.network.requires_grad_(False)
             find_head(self.model.network).requires_grad_(True)
 
-    def train(self, mode: bool = True) -> "ClassifierModule":
-        """A frozen backbone stays as it is: its batch norm must not follow the new images either."""
-        super().train(mode)
-        if mode and self.training_config.freeze_backbone:
-            self.model.network.eval()
-            find_head(self.model.network).train()
-        return self
-
     def on_train_epoch_start(self) -> None:
         # The same draws for epoch n whether the run was interrupted before it or not.
         torch.manual_seed(self.seed * 100_003 + self.current_epoch * 101 + self.global_rank)
+        if self.training_config.freeze_backbone:  # its batch norm must not follow the new images either
+            self.model.network.eval()
+            find_head(self.model.network).train()
 
     def training_step(self, batch, batch_index: int) -> torch.Tensor:
         return self._step(batch, "train", self.smoothed_loss)
