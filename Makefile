@@ -78,6 +78,12 @@ lint: env  ## check style, imports, shell scripts
 	ruff format --check .
 	shellcheck *.sh scripts/*.sh .ci/run
 
+audit: env  ## look for known holes in the code and in the packages it installs
+	python scripts/audit.py
+
+sbom: env  ## write sbom.json, what a server is made of
+	python scripts/write_sbom.py
+
 format: env  ## rewrite the code in the one style
 	ruff check --fix .
 	ruff format .

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Serve the trained model with TorchServe: from a fresh clone to an answered request.
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
     cat <<'TEXT'
-Usage: ./run_torchserve.sh [--native | --docker] [--runtime NAME] [--secure] [--ports INFERENCE,MANAGEMENT,METRICS] [--stop]
+Usage: ./run_torchserve.sh [--native | --docker] [--runtime NAME] [--secure [--certificate CERT.pem --key KEY.pem]]
+                           [--ports INFERENCE,MANAGEMENT,METRICS] [--stop]
 
 Makes what it needs, exports models/best_model, builds and verifies the archive, starts the server, waits until the
 model is ready, sends torchserve/sample_input.json and prints the answer. Run again, it changes only what changed.
@@ -13,18 +15,21 @@ model is ready, sends torchserve/sample_input.json and prints the answer. Run ag
   --native    run TorchServe on this machine (default when no Docker engine answers)
   --docker    run it in the image mymodel-serve:v1 (default when an engine answers)
   --runtime   what runs the network: onnx-int8, onnx or torch (default: the one of torchserve/model-config.yaml)
-  --secure    ask for a token on every request; torchserve/.run/key_file.json holds the keys
+  --secure    https, and a token on every request to inference and management; docs/security.md tells more
+  --certificate, --key   PEM files for --secure (default: a certificate for localhost, made here)
   --ports     other ports than 8080,8081,8082
   --stop      stop the server that this script started: new requests get 503, those taken are answered first
 TEXT
 }
 
-mode=auto runtime=() secure=no ports=8080,8081,8082 stop=no
+mode=auto runtime=() secure=no certificate='' private_key='' ports=8080,8081,8082 stop=no
 while (($#)); do
     case $1 in
         --native | --docker) mode=${1#--}; shift ;;
         --runtime) runtime=(--runtime "${2-}"); shift $(($# > 1 ? 2 : 1)) ;;
         --secure) secure=yes; shift ;;
+        --certificate) certificate=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
+        --key) private_key=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
         --ports) ports=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
         --stop) stop=yes; shift ;;
         -h | --help) usage; exit ;;
@@ -42,9 +47,17 @@ for port in "$inference" "$management" "$metrics"; do
 done
 [[ $inference != "$management" && $inference != "$metrics" && $management != "$metrics" ]] \
     || fail "--ports is $ports; the three must be different, for example 9080,9081,9082"
+if [[ -n $certificate$private_key ]]; then
+    [[ $secure == yes ]] || fail "--certificate and --key belong to --secure"
+    [[ $certificate == /* ]] || certificate=$caller/$certificate
+    [[ $private_key == /* ]] || private_key=$caller/$private_key
+    [[ -f $certificate && -f $private_key ]] \
+        || fail "--certificate is $certificate and --key is $private_key; give two PEM files that exist"
+fi
 model=fashion_mnist image=mymodel-serve:v1 container=torchserve-fashion-mnist
 venv=torchserve/.venv python=torchserve/.venv/bin/python
-run=$PWD/torchserve/.run
+run=$PWD/torchserve/.run tls=$PWD/torchserve/.run/tls
+export TORCHSERVE_CERTIFICATE=$tls/certificate.pem  # what the clients below trust behind https
 pid_file=$run/tmp/.model_server.pid
 archive=torchserve/model-store/$model.mar
 deployed=torchserve/model-store/$model.deployed  # written by operate deploy; its last line names the archive to serve
@@ -84,16 +97,16 @@ address() { sed -n "s#^$1_address=##p" "$run/config.properties" | tail -n 1; }  
 
 drain() {  # TorchServe itself closes every connection at once
     local token=
-    if [[ -s $run/key_file.json ]]; then token=$(key management "$(address management)") || return; fi
+    if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
     TORCHSERVE_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --management "$(address management)" \
         --metrics "$(address metrics)" --model "$model" --timeout 60
 }
 
 serves_archive() {  # whether the server that runs answers with the archive chosen; operate deploy may have changed it
     local found token=
-    if [[ -s $run/key_file.json ]]; then token=$(key management "http://127.0.0.1:$management") || return; fi
+    if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
     found=$(TORCHSERVE_TOKEN=$token "$python" -m src.serving.operate status --model "$model" \
-        --management "http://127.0.0.1:$management" 2>/dev/null || true)
+        --management "$(<"$run/management_url")" 2>/dev/null || true)
     grep -qF "(default)  ${archive##*/} " <<<"$found"
 }
 
@@ -189,6 +202,45 @@ export_state() {  # a hash of what the export reads and writes
     } | sha256sum
 }
 
+check_modes() {  # whoever may write here decides what is served
+    (umask 077; mkdir -p "$tls")
+    chmod 700 "$run" "$tls"
+    local found
+    found=$(find ./*.sh src torchserve models \( -path torchserve/.venv -o -path torchserve/.run \) -prune \
+        -o ! -type l -perm -o=w -print -quit)
+    [[ -z $found ]] || fail "anyone can write to $found; run: chmod -R o-w ./*.sh src torchserve models"
+}
+
+make_certificate() {  # for localhost; the one made before is kept until it is 300 of its 365 days old
+    if [[ -s $tls/made.pem && -n $(find "$tls/made.pem" -mtime -300) ]]; then return; fi
+    say "Making a certificate for localhost"
+    rm -f "$tls"/made.*
+    "$python" -c 'import secrets; print(secrets.token_hex(16))' >"$tls/made.password"
+    local keytool=("$JAVA_HOME/bin/keytool" -alias server -keystore "$tls/made.p12" -storetype PKCS12
+        -storepass:file "$tls/made.password")
+    "${keytool[@]}" -genkeypair -keyalg RSA -keysize 2048 -validity 365 -dname CN=localhost \
+        -ext SAN=dns:localhost,ip:127.0.0.1 -ext KeyUsage=digitalSignature -ext ExtendedKeyUsage=serverAuth 2>/dev/null
+    "${keytool[@]}" -exportcert -rfc >"$tls/made.pem" 2>/dev/null
+}
+
+prepare_settings() {  # checks and writes next.properties; sets the host for URLs
+    local inside="$ports" options=(--output "$run/next.properties")
+    if [[ $mode == docker ]]; then inside=8080,8081,8082 options+=(--container); fi
+    if [[ -n $certificate ]]; then
+        options+=(--certificate "$certificate" --key "$private_key")
+    elif [[ $secure == yes ]]; then
+        make_certificate
+        chmod 600 "$tls"/made.*
+        options+=(--keystore "$tls/made.p12" --password "$tls/made.password")
+    fi
+    host=$("$python" -m src.serving.settings --ports "$inside" "${options[@]}")
+}
+
+url() {  # of the API $1, for this machine; $2 is its port
+    if [[ $mode == docker ]]; then echo "$scheme://127.0.0.1:$2"; return; fi
+    sed -n "s#^$1_address=##p" "$run/config.properties" | sed 's#//0\.0\.0\.0:#//127.0.0.1:#'
+}
+
 check_ports() {
     "$python" - "$inference" "$management" "$metrics" <<'PY' || fail "stop the program on that port, or choose others: --ports 9080,9081,9082"
 import socket, sys
@@ -210,15 +262,7 @@ start_native() {
     # A worker's socket lies in the temporary folder, and a socket's path must stay below 108 bytes.
     if ((${#run} < 80)); then mkdir -p "$run/tmp"; else ln -s "$(mktemp -d)" "$run/tmp"; fi
     local tmp; tmp=$(readlink -f "$run/tmp")
-    sed -e "s#^inference_address=.*#inference_address=http://127.0.0.1:$inference#" \
-        -e "s#^management_address=.*#management_address=http://127.0.0.1:$management#" \
-        -e "s#^metrics_address=.*#metrics_address=http://127.0.0.1:$metrics#" \
-        torchserve/config.properties >"$run/config.properties"
-    {
-        # gRPC listens too and is not used: on any free ports, so that servers do not meet on 7070 and 7071.
-        printf '%s\n' grpc_inference_port=0 grpc_management_port=0
-        echo "metrics_config=$PWD/torchserve/metrics.yaml"
-    } >>"$run/config.properties"
+    mv "$run/next.properties" "$run/config.properties"
     local root=$PWD options=(--disable-token-auth)
     if [[ $secure == yes ]]; then options=(); fi
     # In a folder of its own, because TorchServe reads and writes files in the current one.
@@ -236,11 +280,23 @@ start_docker() {
     say "Building the image $image"
     docker build --quiet --tag "$image" torchserve
     say "Starting the container $container"
-    local arguments=()
-    if [[ $secure == yes ]]; then arguments=(--models "$model=$model.mar"); fi  # the image's own add --disable-token-auth
+    mv "$run/next.properties" "$run/config.properties"
+    local arguments=() secrets=()
+    if [[ $secure == yes ]]; then
+        arguments=(--models "$model=$model.mar")  # the image's own add --disable-token-auth
+        secrets=(--env TORCHSERVE_CERTIFICATE=/opt/model-server/tls/certificate.pem
+            --volume "$run/config.properties:/opt/model-server/config.properties:ro" --volume "$tls:/opt/model-server/tls:ro")
+        if [[ -n $certificate ]]; then install -m 600 "$certificate" "$private_key" "$tls"; fi
+        # The container must be able to read what only the owner may.
+        if [[ $(id -u) == 0 ]]; then
+            chown -R 10001 "$tls" "$run/config.properties"
+        else
+            secrets+=(--user "$(id -u):$(id -g)")
+        fi
+    fi
     docker run --detach --name "$container" --read-only --tmpfs /tmp:exec --tmpfs /home/model-server \
         --publish "127.0.0.1:$inference:8080" --publish "127.0.0.1:$management:8081" \
-        --publish "127.0.0.1:$metrics:8082" "$image" "${arguments[@]}" >/dev/null
+        --publish "127.0.0.1:$metrics:8082" "${secrets[@]}" "$image" "${arguments[@]}" >/dev/null
 }
 
 fetch_keys() {  # waits until TorchServe has written them
@@ -254,17 +310,10 @@ fetch_keys() {  # waits until TorchServe has written them
     fail "TorchServe wrote no $run/key_file.json; see $run/logs"
 }
 
-key() {  # prints the key for inference or management, a new one if it has expired (TorchServe's last an hour)
-    "$python" - "$run/key_file.json" "$1" "$2" <<'PY'
-import datetime, json, sys, urllib.request
-path, kind, management = sys.argv[1:]
-keys = json.load(open(path))
-if datetime.datetime.fromisoformat(keys[kind]["expiration time"]) < datetime.datetime.now(datetime.UTC):
-    headers = {"Authorization": f"Bearer {keys['API']['key']}"}
-    urllib.request.urlopen(urllib.request.Request(f"{management}/token?type={kind}", headers=headers), timeout=10).close()
-    keys = json.load(open(path))
-print(keys[kind]["key"])
-PY
+key() {  # prints the key for inference or management, a new one if it has expired
+    local header
+    header=$("$python" -m src.serving.tokens "$1") || return
+    echo "${header##* }"
 }
 
 if [[ $stop == yes ]]; then
@@ -277,13 +326,16 @@ if [[ $mode == auto ]]; then
 elif [[ $mode == docker ]]; then
     engine_answers || fail "--docker: no Docker engine answers; start it, or use --native"
 fi
+check_modes
 make_environment
+if [[ $mode == native || $secure == yes ]]; then choose_java; fi
+prepare_settings
 if [[ $mode == native ]]; then
-    choose_java
     if ! running_pid >/dev/null; then check_ports; fi
 fi
 choose_archive
-settings=$(cat torchserve/config.properties torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)
+settings=$(cat "$run/next.properties" ${certificate:+"$certificate" "$private_key"} \
+    torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)
 state="$mode $secure $ports $settings" digest=$(<"$archive.sha256")
 as_started() {
     [[ -f $run/running && $(head -n 1 "$run/running") == "$state" ]] || return
@@ -295,8 +347,15 @@ else
     if running_pid >/dev/null; then say "The server that runs is another one than asked for"; fi
     stop_server
     printf '%s\n' "$state" "$digest" >"$run/running"
+    if [[ $secure == yes ]]; then (umask 077; cp "${certificate:-$tls/made.pem}" "$tls/certificate.pem"); fi
     "start_$mode"
 fi
+
+rm -f "$run/next.properties"
+scheme=http
+if [[ $secure == yes ]]; then scheme=https; fi
+inference_url=$(url inference "$inference") management_url=$(url management "$management")
+echo "$management_url" >"$run/management_url"
 
 say "Waiting until the model is ready"
 watch=()
@@ -306,26 +365,31 @@ if [[ $mode == native ]]; then
 fi
 if [[ $secure == yes ]]; then
     fetch_keys
-    TORCHSERVE_TOKEN=$(key management "http://127.0.0.1:$management")
+    TORCHSERVE_TOKEN=$(key management)
     export TORCHSERVE_TOKEN
 fi
-"$python" -m src.serving.operate ready --management "http://127.0.0.1:$management" --model "$model" --timeout 120 \
+"$python" -m src.serving.operate ready --management "$management_url" --model "$model" --timeout 120 \
     "${watch[@]}" || {
     tail -n 40 "$run/logs"/*.log >&2 2>/dev/null || docker logs --tail 40 "$container" >&2 2>/dev/null || true
     stop_server
     fail "the model did not become ready; the log above is from $run/logs"
 }
-if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference "http://127.0.0.1:$management"); fi
+if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference); fi
 say "Sending torchserve/sample_input.json"
-"$python" -m src.serving.operate send torchserve/sample_input.json --inference "http://127.0.0.1:$inference" --model "$model"
+"$python" -m src.serving.operate send torchserve/sample_input.json --inference "$inference_url" --model "$model"
+curl=curl
+if [[ $secure == yes ]]; then
+    curl="curl --cacert torchserve/.run/tls/certificate.pem -H @<($python -m src.serving.tokens inference)"
+    if [[ $host != 127.0.0.1 && $host != localhost ]]; then curl+=" --resolve $host:$inference:127.0.0.1"; fi
+fi
 cat <<TEXT
 
-Inference   http://127.0.0.1:$inference/predictions/$model
-Management  http://127.0.0.1:$management/models
-Metrics     http://127.0.0.1:$metrics/metrics
-Try it:     curl -X POST http://127.0.0.1:$inference/predictions/$model -F "data=@image.png"
+Inference   $scheme://$host:$inference/predictions/$model
+Management  $scheme://$host:$management/models
+Metrics     $scheme://$host:$metrics/metrics
+Try it:     $curl -X POST $scheme://$host:$inference/predictions/$model -F "data=@image.png"
 Stop it:    ./run_torchserve.sh --stop
 TEXT
 if [[ $secure == yes ]]; then
-    echo "Tokens:     $run/key_file.json; send them as -H \"Authorization: Bearer KEY\"; run this again when they expire"
+    echo "Tokens:     $run/key_file.json, for an hour; $python -m src.serving.tokens prints one and renews it"
 fi

@@ -5,23 +5,32 @@ Lies beside the Dockerfile because its build sees this folder alone; needs only 
 """
 
 import json
+import os
+import ssl
 import sys
 import urllib.request
 from pathlib import Path
 
-URL = "http://127.0.0.1:8081/models/fashion_mnist"
+ADDRESS = "127.0.0.1:8081/models/fashion_mnist"
 KEYS = Path("key_file.json")  # TorchServe writes it into the current folder when it asks for tokens
 
 
 def main() -> int:
-    request = urllib.request.Request(URL)
+    certificate = os.environ.get("TORCHSERVE_CERTIFICATE")  # run_torchserve.sh --secure sets it; the server's own
+    url, trust = f"http{'s' if certificate else ''}://{ADDRESS}", None
     try:
+        if certificate:
+            trust = ssl.create_default_context(cafile=certificate)
+            trust.check_hostname = False  # the certificate itself is what is compared
+            trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        # The address is a constant.
+        request = urllib.request.Request(url)  # noqa: S310
         if KEYS.exists():
             request.add_header("Authorization", f"Bearer {json.loads(KEYS.read_text())['management']['key']}")
-        with urllib.request.urlopen(request, timeout=4) as answer:  # noqa: S310 (the address is a constant)
+        with urllib.request.urlopen(request, timeout=4, context=trust) as answer:  # noqa: S310  # nosec B310
             model = json.load(answer)[0]
     except (OSError, ValueError) as error:
-        print(f"not ready: {URL}: {error}")
+        print(f"not ready: {url}: {error}")
         return 1
     ready = sum(worker["status"] == "READY" for worker in model["workers"])
     wanted = max(1, model["minWorkers"])

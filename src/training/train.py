@@ -45,7 +45,8 @@ def train(config) -> dict[str, float]:
         (config.paths.final_model, fitted.last.best_model_path),
         (config.paths.best_model, fitted.best.best_model_path),
     ):
-        state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+        # Not from elsewhere: this run wrote the checkpoint.
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]  # nosec B614
         fitted.module.load_state_dict(state)
         metrics = _evaluate_and_save(fitted, card, folder, kept_accuracy)
     if not is_main_process():

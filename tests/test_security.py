@@ -1,0 +1,271 @@
+"""What guards a server before it starts: settings, certificates, file modes, audit; and docs/security.md itself."""
+
+import ast
+import json
+import re
+import ssl
+import stat
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from src.serving.settings import SettingsError, check, for_run, read_properties
+from src.serving.settings import main as write_settings
+from src.serving.tls import CertificateError, check_pair, name_for_clients, pin
+from src.serving.tokens import TokenError, read_token
+from tests.certificates import write_pair
+from tests.conftest import ROOT, copy_checkout, run_script
+
+SHIPPED = (ROOT / "torchserve" / "config.properties").read_text()
+PAGE = ROOT / "docs" / "security.md"
+PORTS = ["1", "2", "3"]
+
+
+def settings_with(line: str, secure: bool = False) -> dict[str, str]:
+    """The shipped settings with ``line`` in place of the one with its key, checked and made ready for a run."""
+    key = re.match(r"\w+", line).group()
+    kept = [old for old in SHIPPED.splitlines() if not old.startswith(key)]
+    settings = read_properties("\n".join([*kept, line]), "the file")
+    check(settings, secure, "the file")
+    return for_run(settings, PORTS, {"keystore": "made.p12"} if secure else {}, container=False)
+
+
+# ---- settings ----
+
+
+def test_the_shipped_settings_open_nothing_but_loopback():
+    settings = read_properties(SHIPPED, "the file")
+    check(settings, False, "the file")
+    ready = for_run(settings, PORTS, {}, container=False)
+    assert ready["management_address"] == "http://127.0.0.1:2"
+    assert ready["allowed_urls"] == "(?!)"
+    assert ready["workflow_store"] == "/dev/null"
+    assert ready["enable_model_api"] == settings["enable_model_api"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("management_address=http://0.0.0.0:8081", "management_address=http://0.0.0.0:8081, open to other machines"),
+        ("management_address = http://10.1.2.3:8081", "open to other machines; write 127.0.0.1 or use --secure"),
+        ("metrics_address: http://[::]:8082", "metrics_address=http://[::]:8082, open to other machines"),
+        ("metrics_address=http://example.org:8082", "open to other machines"),
+        ("management_address=https://127.0.0.1:8081", "write http://HOST:PORT"),
+        ("inference_address=$$ADDRESS$$", "write http://HOST:PORT"),
+        ("grpc_management_address=0.0.0.0", "gRPC is not used: write 127.0.0.1"),
+        ("grpc_inference_address=0.0.0.0", "gRPC is not used: write 127.0.0.1"),
+        ("enable_envvars_config=true", "variables named TS_... could then open the server; remove the line"),
+        ("use_env_allowed_urls=true", "could then allow any URL; remove the line"),
+        ("management_address http://0.0.0.0:8081", "write key=value, all on one line"),
+        ("management_address=http://127.0.0.1\\", "write key=value, all on one line"),
+    ],
+)
+def test_a_setting_that_opens_the_server_is_refused(line, said):
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        settings_with(line)
+
+
+def test_a_key_that_stands_twice_is_refused():
+    with pytest.raises(SettingsError, match="sets management_address twice"):
+        read_properties(SHIPPED + "management_address=http://0.0.0.0:8081\n", "the file")
+
+
+def test_with_secure_management_may_be_opened_and_tokens_may_not_be_off():
+    ready = settings_with("management_address=http://0.0.0.0:8081", secure=True)
+    assert ready["management_address"] == "https://0.0.0.0:2"
+    with pytest.raises(SettingsError, match="disable_token_authorization=true"):
+        settings_with("disable_token_authorization=true", secure=True)
+
+
+@pytest.mark.parametrize("key", ["allowed_urls", "workflow_store"])
+def test_what_is_missing_gets_the_safe_value(key):
+    kept = "\n".join(line for line in SHIPPED.splitlines() if not line.startswith(key))
+    ready = for_run(read_properties(kept, "the file"), PORTS, {}, container=False)
+    assert ready[key] == read_properties(SHIPPED, "the file")[key]
+
+
+# ---- certificates and tokens ----
+
+
+def test_a_good_pair_gives_its_names(tmp_path):
+    assert check_pair(*write_pair(tmp_path, ("shop.test", "*.shop.test"))) == ["shop.test", "*.shop.test"]
+
+
+@pytest.mark.parametrize(
+    ("names", "host"),
+    [
+        (["shop.test", "localhost"], "localhost"),
+        (["shop.test"], "shop.test"),
+        (["*.shop.test"], "torchserve.shop.test"),
+    ],
+)
+def test_urls_name_a_host_of_the_certificate(names, host):
+    assert name_for_clients(names) == host
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"days": -1}, "is refused by clients: certificate has expired"),
+        ({"elliptic": True}, "TorchServe needs an RSA key"),
+        ({"password": b"secret"}, "a password protects the key"),
+    ],
+)
+def test_a_pair_that_could_not_serve_is_refused(options, said, tmp_path):
+    with pytest.raises(CertificateError, match=said):
+        check_pair(*write_pair(tmp_path, **options))
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path):
+    certificate, key = write_pair(tmp_path)
+    key.chmod(0o640)
+    with pytest.raises(CertificateError, match=f"mode 640, so others can read or change it; run chmod 600 {key}"):
+        check_pair(certificate, key)
+
+
+def test_the_key_of_another_certificate_is_refused(tmp_path):
+    (tmp_path / "other").mkdir()
+    certificate, _ = write_pair(tmp_path)
+    _, key = write_pair(tmp_path / "other")
+    with pytest.raises(CertificateError, match="do not load as a pair"):
+        check_pair(certificate, key)
+
+
+@pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----\n"])
+def test_a_file_without_a_certificate_is_refused(text, tmp_path):
+    (tmp_path / "broken.pem").write_text(text)
+    with pytest.raises(CertificateError, match=r"broken\.pem holds (no|a damaged) certificate"):
+        pin(tmp_path / "broken.pem")
+
+
+def test_a_certificate_without_names_is_refused(tmp_path, capsys):
+    certificate, key = write_pair(tmp_path, ())
+    arguments = ["--ports", "1,2,3", "--output", tmp_path / "out", "--certificate", certificate, "--key", key]
+    assert write_settings(list(map(str, arguments))) == 1
+    assert "names no host (subjectAltName)" in capsys.readouterr().err
+
+
+def test_clients_trust_one_certificate_only(tmp_path):
+    (tmp_path / "other").mkdir()
+    certificate, _ = write_pair(tmp_path)
+    trusted = pin(certificate)
+    assert trusted.verify_mode == ssl.CERT_REQUIRED
+    assert len(trusted.get_ca_certs(binary_form=True)) <= 1
+
+
+def keys_in(folder, mode: int = 0o600) -> dict:
+    """A key file as TorchServe writes it, its keys valid for an hour."""
+    until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    keys = {kind: {"key": kind[:3], "expiration time": until} for kind in ("inference", "management")}
+    (folder / "key_file.json").write_text(json.dumps(keys | {"API": {"key": "api"}}))
+    (folder / "key_file.json").chmod(mode)
+    return keys
+
+
+def test_a_token_is_read_from_a_file_that_only_its_owner_reads(tmp_path):
+    with pytest.raises(TokenError, match="does not exist; start the server with"):
+        read_token("inference", tmp_path)
+    keys_in(tmp_path)
+    assert read_token("inference", tmp_path) == "inf"
+    keys_in(tmp_path, 0o644)
+    with pytest.raises(TokenError, match="mode 644, so others may know the keys; start the server again"):
+        read_token("inference", tmp_path)
+
+
+# ---- files ----
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A checkout in which nothing is started."""
+    return copy_checkout(tmp_path_factory.mktemp("copied"))
+
+
+@pytest.mark.parametrize("name", ["torchserve/handler.py", "src/preprocessing.py", "models/best_model/config.json"])
+def test_what_anyone_can_write_is_not_served(name, copied):
+    path = copied / name
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(0o666)
+    try:
+        done = run_script(copied, "./run_torchserve.sh", "--native")
+    finally:
+        path.chmod(mode)
+    assert done.returncode == 1
+    assert f"error: anyone can write to {name}; run: chmod -R o-w ./*.sh src torchserve models" in done.stderr
+
+
+def test_a_model_store_that_anyone_can_write_is_not_served(copied):
+    store = copied / "torchserve" / "model-store"
+    store.mkdir()
+    store.chmod(0o777)
+    try:
+        done = run_script(copied, "./run_torchserve.sh", "--native")
+    finally:
+        store.rmdir()
+    assert "error: anyone can write to torchserve/model-store" in done.stderr
+    assert stat.S_IMODE((copied / "torchserve" / ".run").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--certificate", "a.pem", "--key", "b.pem"], "--certificate and --key belong to --secure"),
+        (["--secure", "--certificate", "a.pem"], "/a.pem and --key is "),
+        (["--secure", "--certificate", "a.pem", "--key", "b.pem"], "give two PEM files that exist"),
+    ],
+)
+def test_half_a_pair_is_refused(arguments, said, copied):
+    done = run_script(copied, "./run_torchserve.sh", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+
+
+# ---- audit ----
+
+
+def test_every_exception_of_the_audit_has_a_reason():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert all(len(reason) > 20 for reason in tools["audit"]["exceptions"].values())
+    text = (ROOT / "pyproject.toml").read_text()
+    for name in tools["bandit"]["skips"]:
+        assert re.search(rf'"{name}",  # \S', text), name
+    for path in ROOT.glob("src/**/*.py"):
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if "# nosec" in line:
+                assert re.search(r"# nosec B\d+$", line), f"{path}: {line}"
+                assert lines[number - 1].strip().startswith("#"), f"{path}: the line above says no reason: {line}"
+
+
+def test_ci_audits():
+    assert "\nmake audit\n" in (ROOT / ".ci" / "run").read_text()
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_our_code_passes_bandit():
+    command = [sys.executable, "-m", "bandit", "--quiet", "--recursive", "--configfile", "pyproject.toml", "src"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+
+
+# ---- docs/security.md ----
+
+
+def test_every_claim_names_a_test_that_exists():
+    """A claim is a line of a list or a table; it ends in the ids of the tests that show it."""
+    tests = {
+        f"{path.stem}.{node.name}"
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    claims = [line for line in PAGE.read_text().splitlines() if re.match(r"- \*\*|\| \[", line)]
+    assert len(claims) > 20
+    for claim in claims:
+        named = re.findall(r"`(test_\w+\.test_\w+)`", claim)
+        assert named, f"no test is named: {claim}"
+        assert set(named) <= tests, f"no such test: {set(named) - tests}"
