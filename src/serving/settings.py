@@ -24,6 +24,8 @@ FORBIDDEN = {
     "use_env_allowed_urls": "a variable could then allow any URL",
 }
 CONTAINER = Path("/opt/model-server")
+# For a container alone: there what is published decides.
+EVERY_INTERFACE = "0.0.0.0"  # noqa: S104  # nosec B104
 
 
 class SettingsError(ValueError):
@@ -78,8 +80,7 @@ def for_run(settings: dict[str, str], ports: list[str], tls: dict[str, str], con
     """The settings with this run's ports, gRPC on any free loopback port, and TLS where ``tls`` is not empty."""
     ready = SAFE | settings | tls
     for api, port in zip(APIS, ports, strict=True):
-        # In a container what is published decides.
-        host = "0.0.0.0" if container else ADDRESS.fullmatch(settings[f"{api}_address"])[1]  # noqa: S104  # nosec B104
+        host = EVERY_INTERFACE if container else ADDRESS.fullmatch(settings[f"{api}_address"])[1]
         ready[f"{api}_address"] = f"http{'s' if tls else ''}://{host}:{port}"
     folder = CONTAINER if container else SOURCE.parent.absolute()
     return ready | {
