@@ -76,7 +76,7 @@ test-containers:  ## build and run both images with buildah (no Docker engine ne
 lint: env  ## check style, imports, shell scripts
 	ruff check .
 	ruff format --check .
-	shellcheck *.sh scripts/*.sh .ci/run
+	shellcheck --external-sources --check-sourced *.sh scripts/*.sh .ci/run
 
 audit: env  ## look for known holes in the code and in the packages it installs
 	python scripts/audit.py

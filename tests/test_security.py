@@ -2,16 +2,21 @@
 
 import ast
 import json
+import os
 import re
 import ssl
 import stat
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from src.serving.certificate import make_certificate
 from src.serving.settings import SettingsError, check, for_run, read_properties
 from src.serving.settings import main as write_settings
 from src.serving.tls import CertificateError, check_pair, name_for_clients, pin
@@ -88,6 +93,23 @@ def test_what_is_missing_gets_the_safe_value(key):
 
 
 # ---- certificates and tokens ----
+
+
+def keytool_in(folder: Path, does: str) -> Path:
+    """A Java home whose keytool does as told."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "keytool").write_text(f"#!/bin/sh\n{does}\n")
+    (folder / "bin" / "keytool").chmod(0o755)
+    return folder
+
+
+def test_the_certificate_made_before_is_kept_until_it_is_old(tmp_path):
+    (tmp_path / "made.pem").write_text("made before")
+    broken = keytool_in(tmp_path / "java", "echo no entropy; exit 1")
+    assert not make_certificate(tmp_path, broken)
+    os.utime(tmp_path / "made.pem", (0, 0))
+    with pytest.raises(CertificateError, match="bin/keytool made no certificate: no entropy"):
+        make_certificate(tmp_path, broken)
 
 
 def test_a_good_pair_gives_its_names(tmp_path):
@@ -184,27 +206,39 @@ def copied(tmp_path_factory):
     return copy_checkout(tmp_path_factory.mktemp("copied"))
 
 
-@pytest.mark.parametrize("name", ["torchserve/handler.py", "src/preprocessing.py", "models/best_model/config.json"])
-def test_what_anyone_can_write_is_not_served(name, copied):
-    path = copied / name
+REMEDY = "run: chmod -R o-w ./*.sh src torchserve models"
+
+
+@contextmanager
+def writable_by_anyone(path: Path) -> Iterator[None]:
     mode = stat.S_IMODE(path.stat().st_mode)
-    path.chmod(0o666)
+    path.chmod(mode | stat.S_IWOTH)
     try:
-        done = run_script(copied, "./run_torchserve.sh", "--native")
+        yield
     finally:
         path.chmod(mode)
+
+
+@pytest.mark.parametrize("name", ["torchserve/handler.py", "src/preprocessing.py", "models/best_model/config.json"])
+def test_what_anyone_can_write_is_not_served(name, copied):
+    with writable_by_anyone(copied / name):
+        done = run_script(copied, "./run_torchserve.sh", "--native", "--secure")
     assert done.returncode == 1
-    assert f"error: anyone can write to {name}; run: chmod -R o-w ./*.sh src torchserve models" in done.stderr
+    assert f"error: anyone can write to {name}; {REMEDY}" in done.stderr
+
+
+def test_without_secure_what_anyone_can_write_brings_a_warning(copied, tmp_path):
+    with writable_by_anyone(copied / "torchserve" / "handler.py"):
+        done = run_script(copied, "./run_torchserve.sh", "--native", JAVA_HOME=str(tmp_path))
+    assert done.stderr.startswith(f"warning: anyone can write to torchserve/handler.py; {REMEDY}\nerror: JAVA_HOME")
 
 
 def test_a_model_store_that_anyone_can_write_is_not_served(copied):
     store = copied / "torchserve" / "model-store"
     store.mkdir()
-    store.chmod(0o777)
-    try:
-        done = run_script(copied, "./run_torchserve.sh", "--native")
-    finally:
-        store.rmdir()
+    with writable_by_anyone(store):
+        done = run_script(copied, "./run_torchserve.sh", "--native", "--secure")
+    store.rmdir()
     assert "error: anyone can write to torchserve/model-store" in done.stderr
     assert stat.S_IMODE((copied / "torchserve" / ".run").stat().st_mode) == 0o700
 
@@ -275,7 +309,7 @@ def test_every_claim_names_a_test_that_exists():
 
 
 def test_the_container_publishes_on_loopback():
-    script = (ROOT / "run_torchserve.sh").read_text()
+    script = (ROOT / "torchserve" / "container.sh").read_text()
     published = re.findall(r'--publish "([^"]+)"', script)
     assert len(published) == 3
     assert all(address.startswith("127.0.0.1:") for address in published)

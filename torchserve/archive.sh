@@ -1,0 +1,36 @@
+# Sourced by run_torchserve.sh: the archive to serve, exported, built and verified.
+# shellcheck shell=bash
+
+archive=torchserve/model-store/$model.mar
+deployed=torchserve/model-store/$model.deployed  # written by operate deploy; its last line names the archive to serve
+
+build_archive() {
+    [[ -f models/best_model/config.json ]] || fail "models/best_model is missing; restore it with \`git checkout models/best_model\` or train one"
+    if [[ -f $run/exported && $(<"$run/exported") == "$(export_state)" ]]; then
+        say "Export of models/best_model is up to date"
+    else
+        say "Exporting models/best_model"
+        "$python" export_model_for_torchserve.py
+        mkdir -p "$run"
+        export_state >"$run/exported"
+    fi
+    say "Building and verifying the archive"
+    PYTHON=$python ./create_mar_archive.sh "${runtime[@]}"
+    # Its content was checked when it was sealed; these must still be the same bytes.
+    (cd "${archive%/*}" && sha256sum --quiet --check "${archive##*/}.sha256") \
+        || fail "$archive was changed after it was built; delete ${archive%/*} and run this again"
+}
+
+choose_archive() {  # what operate deploy left, if anything
+    if [[ $mode != native || ! -s $deployed ]]; then build_archive; return; fi
+    archive=torchserve/model-store/$(tail -n 1 "$deployed")
+    say "Verifying the deployed archive $archive; without $deployed models/best_model is served"
+    "$python" src/export/archive.py verify "$archive"
+}
+
+export_state() {  # a hash of what the export reads and writes
+    {
+        cat models/best_model/* export_model_for_torchserve.py src/inference/archive.py torchserve/model.pt \
+            torchserve/model_config.json torchserve/*.onnx 2>/dev/null || true  # there may be no ONNX file
+    } | sha256sum
+}
