@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
     cat <<'TEXT'
 Usage: ./run_torchserve.sh [--native | --docker] [--runtime NAME] [--secure [--certificate CERT.pem --key KEY.pem]]
-                           [--ports INFERENCE,MANAGEMENT,METRICS] [--stop]
+                           [--models NAME,...] [--ports INFERENCE,MANAGEMENT,METRICS] [--stop]
 
 Makes what it needs, exports models/best_model, builds and verifies the archive, starts the server, waits until the
 model is ready, sends torchserve/sample_input.json and prints the answer. Run again, it changes only what changed.
@@ -17,12 +17,13 @@ model is ready, sends torchserve/sample_input.json and prints the answer. Run ag
   --runtime   what runs the network: onnx-int8, onnx or torch (default: the one of torchserve/model-config.yaml)
   --secure    https, and a token on every request to inference and management; docs/security.md tells more
   --certificate, --key   PEM files for --secure (default: a certificate for localhost, made here)
+  --models    serve these beside the flagship; ./create_mar_archive.sh --experiment NAME makes the archive of each
   --ports     other ports than 8080,8081,8082
   --stop      stop the server that this script started: new requests get 503, those taken are answered first
 TEXT
 }
 
-mode=auto runtime=() secure=no certificate='' private_key='' ports=8080,8081,8082 stop=no
+mode=auto runtime=() secure=no certificate='' private_key='' ports=8080,8081,8082 stop=no others=()
 while (($#)); do
     case $1 in
         --native | --docker) mode=${1#--}; shift ;;
@@ -30,6 +31,7 @@ while (($#)); do
         --secure) secure=yes; shift ;;
         --certificate) certificate=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
         --key) private_key=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
+        --models) IFS=, read -ra others <<<"${2-}"; shift $(($# > 1 ? 2 : 1)) ;;
         --ports) ports=${2-}; shift $(($# > 1 ? 2 : 1)) ;;
         --stop) stop=yes; shift ;;
         -h | --help) usage; exit ;;
@@ -96,10 +98,14 @@ address() {  # of an API of the native server that runs
 }
 
 drain() {  # TorchServe itself closes every connection at once
-    local token=
+    local token='' name status=0 names=("$model")
     if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
-    TORCHSERVE_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --management "$(address management)" \
-        --metrics "$(address metrics)" --model "$model" --timeout 60
+    if [[ -s $run/models ]]; then mapfile -t names <"$run/models"; fi
+    for name in "${names[@]}"; do
+        TORCHSERVE_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --management "$(address management)" \
+            --metrics "$(address metrics)" --model "$name" --timeout 60 || status=1
+    done
+    return "$status"
 }
 
 serves_archive() {  # whether the server that runs answers with the archive chosen; operate deploy may have changed it
@@ -152,8 +158,10 @@ start_native() {
     if ((${#run} < 80)); then mkdir -p "$run/tmp"; else ln -s "$(mktemp -d)" "$run/tmp"; fi
     local tmp; tmp=$(readlink -f "$run/tmp")
     mv "$run/next.properties" "$run/config.properties"
-    local root=$PWD options=(--disable-token-auth)
+    local root=$PWD options=(--disable-token-auth) beside=() name
     if [[ $secure == yes ]]; then options=(); fi
+    for name in "${others[@]}"; do beside+=("$name=$name.mar"); done
+    printf '%s\n' "$model" "${others[@]}" >"$run/models"
     # In a folder of its own, because TorchServe reads and writes files in the current one.
     (
         cd "$run"
@@ -161,7 +169,8 @@ start_native() {
         env -u PYTHONPATH -u TS_CONFIG_FILE TMPDIR="$tmp" TEMP="$tmp" LOG_LOCATION="$run/logs" METRICS_LOCATION="$run/logs" \
             setsid "$root/$python" -c 'from ts.model_server import start; start()' --start --ncs "${options[@]}" \
             --ts-config "$run/config.properties" --log-config "$root/torchserve/log4j2.xml" \
-            --model-store "$root/torchserve/model-store" --models "$model=${archive##*/}" >"$run/logs/console.log" 2>&1 </dev/null
+            --model-store "$root/torchserve/model-store" --models "$model=${archive##*/}" "${beside[@]}" \
+            >"$run/logs/console.log" 2>&1 </dev/null
     ) || { cat "$run/logs/console.log" >&2; fail "TorchServe did not start; its message is above"; }
 }
 
@@ -200,7 +209,8 @@ if [[ $mode == native ]]; then
     if ! running_pid >/dev/null; then check_ports; fi
 fi
 choose_archive
-settings=$(cat "$run/next.properties" ${certificate:+"$certificate" "$private_key"} \
+verify_others
+settings=$(cat "$run/next.properties" "${checksums[@]}" ${certificate:+"$certificate" "$private_key"} \
     torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)
 state="$mode $secure $ports $settings" digest=$(<"$archive.sha256")
 as_started() {
@@ -234,12 +244,14 @@ if [[ $secure == yes ]]; then
     TORCHSERVE_TOKEN=$(key management)
     export TORCHSERVE_TOKEN
 fi
-"$python" -m src.serving.operate ready --management "$management_url" --model "$model" --timeout 120 \
-    "${watch[@]}" || {
-    tail -n 40 "$run/logs"/*.log >&2 2>/dev/null || docker logs --tail 40 "$container" >&2 2>/dev/null || true
-    stop_server
-    fail "the model did not become ready; the log above is from $run/logs"
-}
+for name in "$model" "${others[@]}"; do
+    "$python" -m src.serving.operate ready --management "$management_url" --model "$name" --timeout 120 \
+        "${watch[@]}" || {
+        tail -n 40 "$run/logs"/*.log >&2 2>/dev/null || docker logs --tail 40 "$container" >&2 2>/dev/null || true
+        stop_server
+        fail "the model $name did not become ready; the log above is from $run/logs"
+    }
+done
 if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference); fi
 say "Sending torchserve/sample_input.json"
 "$python" -m src.serving.operate send torchserve/sample_input.json --inference "$inference_url" --model "$model"
@@ -250,7 +262,7 @@ if [[ $secure == yes ]]; then
 fi
 cat <<TEXT
 
-Inference   $scheme://$host:$inference/predictions/$model
+Inference   $scheme://$host:$inference/predictions/$model${others[0]:+, and beside it ${others[*]}}
 Management  $scheme://$host:$management/models
 Metrics     $scheme://$host:$metrics/metrics
 Try it:     $curl -X POST $scheme://$host:$inference/predictions/$model -F "data=@image.png"

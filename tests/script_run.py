@@ -55,6 +55,13 @@ class Run:
             timeout=400, stdin=subprocess.DEVNULL, env=self.environment | environment,
         )  # fmt: skip
 
+    def create(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run ./create_mar_archive.sh."""
+        return subprocess.run(
+            [self.root / "create_mar_archive.sh", *arguments], cwd=self.root, capture_output=True, text=True,
+            timeout=400, stdin=subprocess.DEVNULL, env=self.environment,
+        )  # fmt: skip
+
     def start(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         done = self.script("--ports", ",".join(map(str, self.ports)), *arguments, **options)
         assert done.returncode == 0, done.stdout + done.stderr

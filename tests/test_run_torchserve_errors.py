@@ -132,7 +132,7 @@ def test_a_java_that_ends_at_once_is_an_error(idle, tmp_path):
     done = idle.script("--native", "--ports", ports, JAVA_HOME=fake_java(tmp_path, "17.0.1"))
     assert done.returncode == 1
     assert re.search(r"error: the server's process \d+ has ended", done.stderr)
-    assert "error: the model did not become ready; the log above is from" in done.stderr
+    assert "error: the model fashion_mnist did not become ready; the log above is from" in done.stderr
 
 
 def test_a_model_that_does_not_load_ends_with_the_log(idle):
@@ -142,5 +142,5 @@ def test_a_model_that_does_not_load_ends_with_the_log(idle):
     assert done.returncode == 1
     assert "RuntimeError: broken on purpose" in done.stderr
     assert "error: a worker of fashion_mnist died 2 times while it loaded the model" in done.stderr
-    assert "error: the model did not become ready; the log above is from" in done.stderr
+    assert "error: the model fashion_mnist did not become ready; the log above is from" in done.stderr
     wait_until_none(idle.root)

@@ -28,6 +28,19 @@ choose_archive() {  # what operate deploy left, if anything
     "$python" src/export/archive.py verify "$archive"
 }
 
+verify_others() {  # those of --models; sets their checksums' files
+    checksums=()
+    local name path
+    for name in "${others[@]}"; do
+        path=torchserve/model-store/$name.mar
+        [[ $mode == native ]] || fail "--models needs --native: the image holds one archive"
+        [[ -f $path ]] || fail "--models names $name, but $path does not exist; make it with: ./create_mar_archive.sh --experiment $name"
+        say "Verifying $path"
+        "$python" src/export/archive.py verify "$path"
+        checksums+=("$path.sha256")
+    done
+}
+
 export_state() {  # a hash of what the export reads and writes
     {
         cat models/best_model/* export_model_for_torchserve.py src/inference/archive.py torchserve/model.pt \

@@ -23,9 +23,9 @@ REMAKE = "make it with: python -m src.export.onnx && python export_model_for_tor
 
 
 def stage(folder: Path, runtime: str | None, source: Path = SERVER) -> str:
-    """Do what the module says for the model exported to ``source``; ``runtime`` None takes the one that the settings name.
+    """Do what the module says for the model exported to ``source``; return the runtime's name.
 
-    Return the runtime's name.
+    ``runtime`` None takes the one that torchserve/model-config.yaml names.
     Raises ValueError for an unknown runtime, ModelError for an ONNX file that is missing, broken or of other weights.
     """
     settings = (SERVER / MODEL_SETTINGS).read_text()

@@ -130,7 +130,8 @@ def limits(card: ModelConfig) -> str:
     lines = [
         f"It sees {spec.height}x{spec.width} pixels: texture, small print and fasteners are gone, and with them much "
         "of what tells a shirt from a T-shirt.",
-        "It knows its classes only, and answers one of them for any image; a low confidence is the only sign.",
+        "It knows its classes only, and answers one of them for any image. `uncertain` marks doubt between these "
+        "classes; it does not tell that an image shows something else, or is a photo the data has nothing like.",
         "Some labels of the data are wrong or arguable, so no model can reach accuracy 1.",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,62 @@
+"""Another experiment's archive, served beside the flagship by one TorchServe."""
+
+import base64
+
+import pytest
+import requests
+
+from src.inference import Predictor
+from src.models import ModelConfig, build_network, save_model
+from src.models.classifier import ImageClassifier
+from src.preprocessing import Preprocessing
+from tests.conftest import TIMEOUT, copy_checkout, free_ports
+from tests.drawing import GARMENTS, encode
+from tests.image_folders import draw_photo_of
+from tests.script_run import Run, bare_environment, pid_of, wait_until_none
+
+ARGS = {"widths": [8, 16], "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def beside(server, tmp_path_factory) -> Run:
+    """A server of the flagship and of a colour network named ``fruits``, which nobody trained."""
+    run = Run(
+        copy_checkout(tmp_path_factory.mktemp("beside")),
+        free_ports(3),
+        bare_environment(tmp_path_factory.mktemp("tools")),
+    )
+    model = ImageClassifier(build_network("custom_cnn", 3, 4, **ARGS), [0.5] * 3, [0.25] * 3)
+    card = ModelConfig("fruits", "custom_cnn", ARGS, list(GARMENTS), Preprocessing(40, 48, 3))
+    save_model(run.root / "models" / "fruits" / "best_model", model, card)
+    return run
+
+
+def test_an_archive_that_is_missing_is_named_with_the_command_that_makes_it(beside):
+    done = beside.script("--native", "--ports", ",".join(map(str, beside.ports)), "--models", "fruits")
+    assert done.returncode == 1
+    assert "./create_mar_archive.sh --experiment fruits" in done.stderr
+    missing = beside.create("--experiment", "nothing")
+    assert missing.returncode == 1
+    assert (
+        "train it with: python src/training/train.py --config configs/config.yaml experiment=nothing" in missing.stderr
+    )
+
+
+def test_both_models_answer_and_both_are_drained(beside):
+    made = beside.create("--experiment", "fruits", "--runtime", "torch")
+    assert made.returncode == 0, made.stderr
+    done = beside.start("--native", "--models", "fruits")
+    assert "fruits is ready" in done.stdout
+    photo = encode(draw_photo_of("Bag", 3), "JPEG")
+    url = f"http://127.0.0.1:{beside.ports[0]}/predictions/fruits"
+    answer = requests.post(url, json={"image": base64.b64encode(photo).decode()}, timeout=TIMEOUT).json()
+    expected = Predictor.load(beside.root / "models" / "fruits" / "best_model").predict([photo])[0]
+    assert answer["predicted_label"] == expected.predicted_label
+    assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert beside.predict().json()["predicted_label"] == "Trouser"
+    before = pid_of(beside.root)
+    assert f"process {before}" in beside.start("--native", "--models", "fruits").stdout, "a second run changes nothing"
+    stopped = beside.script("--stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stdout.count("every request that was taken is answered") == 2
+    wait_until_none(beside.root)
