@@ -19,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+from src.image_files import MAX_BYTES, list_images
 from src.inference import Predictor
 from src.models import load_model
-from src.predict import MAX_BYTES, list_images, main, predict_folder
+from src.predict import main, predict_folder
 from tests.drawing import GARMENTS, draw_garment, encode
 
 ROOT = Path(__file__).resolve().parents[1]
