@@ -34,11 +34,16 @@ evaluate: env  ## measure models/best_model on the test images
 sweep: env  ## search learning rate, batch size, optimizer and dropout
 	python src/training/sweep.py --config configs/config.yaml
 
-predict: env  ## classify the folder INPUT into the CSV OUTPUT
+predict: env  ## classify INPUT (a folder, an image or a file list) into OUTPUT (.csv or .json)
 	python src/predict.py --input_path $(INPUT) --output_path $(OUTPUT)
 
 onnx: env  ## make the ONNX files of models/best_model, FP32 and INT8
 	python -m src.export.onnx --config configs/config.yaml --model-path models/best_model
+
+BATCH ?= 32
+PRECISION ?= fp16
+tensorrt: env  ## make a TensorRT engine of models/best_model for BATCH images in PRECISION (needs an NVIDIA GPU)
+	scripts/convert_to_tensorrt.sh models/best_model/model.onnx models/best_model/model.$(PRECISION).engine $(BATCH) $(PRECISION)
 
 formats: env  ## compare the formats of models/best_model: size, speed, accuracy
 	python -m src.export.compare --config configs/config.yaml --model-path models/best_model

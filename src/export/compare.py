@@ -1,7 +1,8 @@
 """Size, speed and accuracy of every format of a model on this machine: ``python -m src.export.compare``.
 
 Prints a table, and writes docs/formats.md and plots/formats.png. One thread. The formats take turns, so that whatever
-else the machine does meets them all. Accuracy is measured on the validation images, on the test images with ``--test``.
+else the machine does meets them all. TensorRT engines (*.engine) in the model's folder take part where they can run,
+else a line says why not. Accuracy is measured on the validation images, on the test images with ``--test``.
 """
 
 import logging
@@ -17,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import load_split
+from src.export.engine import EngineError, load_engine
+from src.export.onnx import load_images
 from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.inference.torch_runtime import TorchRuntime
@@ -65,6 +67,22 @@ def formats_of(folder: Path, compiled: bool) -> list[Format]:
     return found
 
 
+def engines_of(folder: Path) -> tuple[list[Format], list[str]]:
+    """The TensorRT engines in ``folder`` that run here, and a sentence for each that does not."""
+    found, left_out = [], []
+    for path in sorted(folder.glob("*.engine")):
+        try:
+            predictor = load_engine(path, folder)
+        except EngineError as error:
+            left_out.append(f"TensorRT: {path.name} is left out: {error}")
+        else:
+            gpu = torch.cuda.get_device_name(predictor.device)
+            found.append(Format(f"{path.name} ({gpu})", predictor, path.stat().st_size / 1e3))
+    if not found and not left_out:
+        left_out.append(f"TensorRT: no *.engine in {folder}; scripts/convert_to_tensorrt.sh makes one on a GPU machine")
+    return found, left_out
+
+
 def measure(formats: list[Format], images: np.ndarray, labels: np.ndarray, rounds: int) -> None:
     """Fill in accuracy and times; in each round every format has one call with each batch size and ten with one."""
     for item in tqdm(formats, desc="accuracy", unit="format", disable=None, leave=False):
@@ -94,7 +112,7 @@ def table(formats: list[Format], split: str) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def page(formats: list[Format], split: str, command: str, picture: str) -> str:
+def page(formats: list[Format], left_out: list[str], split: str, command: str, picture: str) -> str:
     """The content of docs/formats.md."""
     versions = {"Python": platform.python_version()}
     for item in formats:
@@ -109,6 +127,7 @@ def page(formats: list[Format], split: str, command: str, picture: str) -> str:
         "",
         table(formats, split),
         "",
+        *(part for sentence in left_out for part in (sentence, "")),
         f"![speed and accuracy of each format]({picture})",
         "",
     ])  # fmt: skip
@@ -139,21 +158,24 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     split = "test" if arguments.test else "validation"
     try:
-        formats = formats_of(Path(arguments.model_path or config.paths.best_model), arguments.compile)
-        images, labels = load_split(config.data.directory, split)
+        folder = Path(arguments.model_path or config.paths.best_model)
+        formats = formats_of(folder, arguments.compile)
+        images, labels = load_images(config.data.directory, split, folder, formats[0].predictor.config)
+        engines, left_out = engines_of(folder)
     except (FileNotFoundError, ValueError) as error:
         logger.error("error: %s", error)
         return 1
     images, labels = images[: arguments.limit], labels[: arguments.limit]
+    formats += engines
     measure(formats, images, labels, arguments.rounds)
     title = f"accuracy, {len(images)} {split} images"
-    logger.info("%s", table(formats, title))
+    logger.info("%s", "\n".join([table(formats, title), *left_out]))
     picture = Path(config.paths.plots) / "formats.png"
     plot_formats([(item.name, item.images_per_second(BATCHES[-1]), item.accuracy) for item in formats], picture)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m src.export.compare", *(argv if argv is not None else sys.argv[1:])])
     link = Path(os.path.relpath(picture, arguments.output.parent)).as_posix()
-    arguments.output.write_text(page(formats, title, command, link))
+    arguments.output.write_text(page(formats, left_out, title, command, link))
     logger.info("wrote %s and %s", arguments.output, picture)
     return 0
 

@@ -27,6 +27,7 @@ from src.models.storage import weights_sha256
 
 MAX_DIFFERENCE = 1e-5  # of FP32 probabilities from PyTorch's
 BATCH = 250
+SMALL_BATCHES = (1, 2, 7)  # these and BATCH show that any batch size works
 WRITE_ERRORS = (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError, ValueError, RuntimeError)
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,7 @@ def export(config, model_path: str | Path) -> dict[str, float]:
     """
     folder = Path(model_path)
     model, card = load_model(folder)
-    if (found := load_class_names(config.data.directory)) != card.class_names:
-        raise ExportError(f"{folder} knows the classes {card.class_names}, {config.data.directory} has {found}")
-    images, labels = load_split(config.data.directory, "validation")
+    images, labels = load_images(config.data.directory, "validation", folder, card)
     calibration = calibration_images(config)
     reference = Predictor(TorchRuntime(model, fold=False), card)
     wanted = answer(reference, images, "PyTorch")
@@ -56,22 +55,34 @@ def export(config, model_path: str | Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as work:
         plain = Path(work) / "model.onnx"
         write_onnx(model, card, plain, config.export.opset)
-        result = check(plain, card, images, labels, wanted)
+        result = check(OnnxRuntime(plain), card, images, labels, wanted)
         if result["max_difference"] > MAX_DIFFERENCE:
             raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, above {MAX_DIFFERENCE}")
         keep(plain, folder / FILES["onnx"], metadata)
         small, method = quantize(plain, Path(work), calibration, images, labels)
-        quantized = check(small, card, images, labels, wanted)
+        quantized = check(OnnxRuntime(small), card, images, labels, wanted)
+        logger.info("INT8 is calibrated by %s", method)
         loss = result["accuracy"] - quantized["accuracy"]
-        limit = config.export.max_accuracy_loss
-        logger.info("INT8 (%s) loses %.2f points of accuracy, the limit is %.2f", method, 100 * loss, 100 * limit)
-        if loss > limit + 1e-9:
-            raise ExportError(
-                f"INT8 loses {100 * loss:.2f} points of accuracy on {len(images)} validation images, the limit is "
-                f"{100 * limit:.2f}; serve with --runtime onnx or torch, or raise export.max_accuracy_loss"
-            )
+        check_loss("INT8", loss, len(images), config, "serve with --runtime onnx or torch")
         keep(small, folder / FILES["onnx-int8"], metadata | {"calibration": method})
     return {f"onnx_{key}": value for key, value in result.items()} | {f"int8_{k}": v for k, v in quantized.items()}
+
+
+def load_images(directory: str | Path, split: str, folder: Path, card: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """One split of the prepared data in ``directory``, as the model in ``folder`` takes it: images, labels.
+
+    Raises FileNotFoundError without the data, ExportError when its classes or its images' shape are not the model's.
+    """
+    if (found := load_class_names(directory)) != card.class_names:
+        raise ExportError(f"{folder} knows the classes {card.class_names}, {directory} has {found}")
+    images, labels = load_split(directory, split)
+    spec = card.preprocessing
+    if not len(images) or images.shape[1:] != (spec.channels, spec.height, spec.width):
+        raise ExportError(
+            f"the {split} images of {directory} have the shape {images.shape}, {folder} needs some of "
+            f"{spec.channels}x{spec.height}x{spec.width}; prepare the data of the model's experiment"
+        )
+    return images, labels
 
 
 def calibration_images(config) -> np.ndarray:
@@ -100,33 +111,50 @@ def write_onnx(model: ImageClassifier, card: ModelConfig, path: Path, opset: int
             raise ExportError(f"PyTorch cannot write this model as ONNX opset {opset}: {error}") from error
 
 
-def check(path: Path, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wanted: np.ndarray) -> dict:
-    """What the file at ``path`` makes of ``images``: accuracy, and how far its probabilities are from ``wanted``."""
-    runtime = OnnxRuntime(path)
-    spec = card.preprocessing
+def check(runtime, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wanted: np.ndarray) -> dict:
+    """What a loaded file makes of ``images``: accuracy, and how far its probabilities are from ``wanted``.
+
+    ``runtime``: OnnxRuntime or TensorRtRuntime. Several batch sizes are compared. Raises ModelError or EngineError when
+    it does not fit ``card``.
+    """
+    spec, path = card.preprocessing, runtime.path
     runtime.check_shape((spec.channels, spec.height, spec.width), len(card.class_names))
     predictor = Predictor(runtime, card)
     found = answer(predictor, images, path.name)
-    alone = np.concatenate([predictor.probabilities(images[row : row + 1]) for row in range(min(8, len(images)))])
+    few = images[: 2 * max(SMALL_BATCHES)]
+    others = [answer(predictor, few, path.name, size) for size in SMALL_BATCHES]
     result = {
         "accuracy": float((found.argmax(1) == labels).mean()),
-        "max_difference": max(float(abs(found - wanted).max()), float(abs(alone - wanted[: len(alone)]).max())),
+        "max_difference": max(
+            float(abs(found - wanted).max()), *(float(abs(part - wanted[: len(few)]).max()) for part in others)
+        ),
         "mean_difference": float(abs(found - wanted).mean()),
         "agreement": float((found.argmax(1) == wanted.argmax(1)).mean()),
     }
     logger.info(
         "%s: %.0f KB, accuracy %.4f (PyTorch %.4f) on %d validation images, same class %.4f, "
-        "probabilities differ by %.1e at most and %.1e in the mean",
+        "probabilities differ by %.1e at most and %.1e in the mean, batches of %s",
         path.name, path.stat().st_size / 1e3, result["accuracy"], (wanted.argmax(1) == labels).mean(), len(images),
         result["agreement"], result["max_difference"], result["mean_difference"],
+        ", ".join(map(str, (*SMALL_BATCHES, BATCH))),
     )  # fmt: skip
     return result
 
 
-def answer(predictor: Predictor, images: np.ndarray, name: str) -> np.ndarray:
+def check_loss(name: str, loss: float, images: int, config, remedy: str) -> None:
+    """``loss``, a share of so many validation images, is within export.max_accuracy_loss. Raises ExportError."""
+    limit = config.export.max_accuracy_loss
+    sentence = f"{name} loses {100 * loss:.2f} points of accuracy on {images} validation images, the limit is "
+    sentence += f"{100 * limit:.2f}"
+    logger.info(sentence)
+    if loss > limit + 1e-9:
+        raise ExportError(f"{sentence}; {remedy}, or raise export.max_accuracy_loss")
+
+
+def answer(predictor: Predictor, images: np.ndarray, name: str, batch: int = BATCH) -> np.ndarray:
     """Probabilities of all ``images``, with a progress bar."""
-    starts = tqdm(range(0, len(images), BATCH), desc=name, unit="batch", disable=None, leave=False)
-    return np.concatenate([predictor.probabilities(images[start : start + BATCH]) for start in starts])
+    starts = tqdm(range(0, len(images), batch), desc=name, unit="batch", disable=None, leave=False)
+    return np.concatenate([predictor.probabilities(images[start : start + batch]) for start in starts])
 
 
 def keep(source: Path, target: Path, metadata: dict[str, str]) -> None:

@@ -12,6 +12,22 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from src.inference.onnx_runtime import OnnxRuntime
 
 BATCH = 25  # calibration images whose activations are in memory at once
+# What the engine that runs the file multiplies.
+ONNX_RUNTIME = {
+    "activation_type": QuantType.QUInt8,  # x86 multiplies uint8 by int8; int8 by int8 takes four times as long
+    "extra_options": {},
+}
+# TensorRT reads int8 with zero points of 0 and float biases, and fuses best with pairs at the inputs alone.
+TENSORRT = {
+    "activation_type": QuantType.QInt8,
+    "op_types_to_quantize": ["Conv", "Gemm", "MatMul"],
+    "extra_options": {
+        "ActivationSymmetric": True,
+        "AddQDQPairToWeight": True,
+        "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul"],
+        "QuantizeBias": False,
+    },
+}
 # How the range of each activation is chosen; the best on the validation images wins.
 METHODS: dict[str, tuple[CalibrationMethod, dict]] = {
     "minmax": (CalibrationMethod.MinMax, {}),
@@ -40,10 +56,13 @@ class Batches(CalibrationDataReader):
         return next(self.batches, None)
 
 
-def quantize(source: Path, work: Path, calibration: np.ndarray, images: np.ndarray, labels: np.ndarray):
+def quantize(
+    source: Path, work: Path, calibration: np.ndarray, images: np.ndarray, labels: np.ndarray, form: dict = ONNX_RUNTIME
+) -> tuple[Path, str]:
     """Quantise ``source`` by each of METHODS, calibrated on ``calibration``; return ``(path, name)`` of the best.
 
-    Best: the most of ``images`` right, then the least difference from the FP32 logits. Files go to ``work``.
+    ``form``: ONNX_RUNTIME or TENSORRT. Best: the most of ``images`` right, then the least difference from the FP32
+    logits. Files go to ``work``.
     """
     prepared = work / "prepared.onnx"
     # Folds what is constant; batch norm already is in the convolutions.
@@ -56,8 +75,7 @@ def quantize(source: Path, work: Path, calibration: np.ndarray, images: np.ndarr
             quantize_static(
                 prepared, target, Batches(calibration), quant_format=QuantFormat.QDQ, calibrate_method=method,
                 per_channel=True, weight_type=QuantType.QInt8,
-                activation_type=QuantType.QUInt8,  # x86 multiplies uint8 by int8; int8 by int8 takes four times as long
-                extra_options={"CalibStridedMinMax": 1, **options},
+                **form | {"extra_options": {"CalibStridedMinMax": 1, **form["extra_options"], **options}},
             )  # fmt: skip
         found = logits(target, images)
         right, error = int((found.argmax(1) == labels).sum()), float(np.sqrt(((found - wanted) ** 2).mean()))
