@@ -57,6 +57,10 @@ serve:  ## serve models/best_model with TorchServe
 stop:  ## stop that server
 	./run_torchserve.sh --stop
 
+serve-mlflow: env  ## register models/best_model unless it is, and serve it with MLflow on port 5001
+	uri=$$(python -m src.serving.mlflow_serving register) && \
+	exec python -m src.serving.mlflow_serving serve --model-uri "$$uri"
+
 bench: env  ## compare servers, sweep settings, scale and profile (hours, on an idle machine; needs wrk)
 	python benchmarks/serving.py
 	python benchmarks/tune.py
