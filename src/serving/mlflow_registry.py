@@ -41,8 +41,9 @@ NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 def register(folder: Path, name: str | None, runtime: str) -> tuple[str, bool]:
     """Register ``folder`` in the store that MLflow is set to; return (its URI, whether it is new).
 
-    ``name``: the registered model's; None takes the one in ``config.json``. The same weights do not become another version, unless the runtime, the code or the requirements have changed.
-    Raises ModelError or ValueError for a folder or name that cannot be used, MlflowException when the store cannot.
+    ``name``: the registered model's; None takes the one in ``config.json``. The same weights do not become another
+    version, unless the config, the runtime, the code or the requirements have changed. Raises ModelError or ValueError
+    for a folder or name that cannot be used, MlflowException when the store cannot.
     """
     config = Predictor.load(folder, runtime=runtime).config  # what cannot be loaded is not registered
     name = name or config.name

@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 
 from src.inference.runtimes import FILES
-from src.serving.client import call
+from src.serving.client import Refused, call
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:5001"
-JSON = "application/json"
 IMAGES = 64  # of ``predict`` in one request
 TIMEOUT = 60  # seconds for one answer
 
@@ -41,8 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
     asking = commands.add_parser("predict", help="send image files and print the answers as JSON")
     asking.add_argument("image", type=Path, nargs="+")
     for command in (shown, asking):
-        command.add_argument("--url", default=ADDRESS, help="of the server: %(default)s")
+        command.add_argument("--url", type=address, default=ADDRESS, help="of the server: %(default)s")
     return parser
+
+
+def address(text: str) -> str:
+    """``http://HOST:PORT`` without a slash at its end. Raises ArgumentTypeError."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; give one such as {ADDRESS}")
+    return text.rstrip("/")
 
 
 def serve(uri: str, host: str, port: int, workers: int) -> None:
@@ -64,17 +70,23 @@ def serve(uri: str, host: str, port: int, workers: int) -> None:
 
 
 def invoke(url: str, images: list[str], params: dict) -> list[dict]:
-    """POST base64 strings to /invocations and return its predictions. Raises OSError or ValueError."""
+    """POST base64 strings to /invocations and return its predictions. Raises OSError, or ValueError for nonsense."""
     body = json.dumps({"inputs": images, "params": params}).encode()
-    answer = json.loads(call(f"{url}/invocations", body, JSON, timeout=TIMEOUT))
+    try:
+        answer = json.loads(call(f"{url}/invocations", body, "application/json", timeout=TIMEOUT))
+    except Refused:
+        raise
+    except OSError as error:
+        raise OSError(f"nothing answers at {url} ({error}); start a server with: make serve-mlflow") from error
+    except json.JSONDecodeError:
+        answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("predictions"), list):
-        raise ValueError(f"{url}/invocations does not answer as an MLflow server does")
+        raise ValueError(f"what answers at {url} is no MLflow server")
     return answer["predictions"]
 
 
 def status(url: str) -> dict:
-    """What the server at ``url`` serves. Raises OSError when none answers, ValueError when it is another model."""
-    call(f"{url}/ping")
+    """What the server at ``url`` serves. Raises OSError when none answers, ValueError when it is another model's."""
     found = invoke(url, [], {"describe": True})
     if len(found) != 1 or "registered_name" not in found[0]:
         raise ValueError(f"{url} serves a model that `register` did not make")
@@ -121,9 +133,9 @@ def run(arguments: argparse.Namespace) -> int:
         case "register" | "serve":
             with_registry(arguments)
         case "status":
-            print(json.dumps(status(arguments.url.rstrip("/")), indent=2))
+            print(json.dumps(status(arguments.url), indent=2))
         case "predict":
-            answers = predict(arguments.url.rstrip("/"), arguments.image)
+            answers = predict(arguments.url, arguments.image)
             print(json.dumps(answers, indent=2))
             return 1 if any("code" in answer for answer in answers) else 0
     return 0
