@@ -3,23 +3,20 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
-import requests
 from mlflow import MlflowClient
 
 from src.serving.mlflow_registry import register
 from src.serving.mlflow_serving import main
-from tests.conftest import ROOT, RUNTIME, TIMEOUT, free_ports, run_script
-from tests.drawing import GARMENTS, draw_garment, encode
+from tests.conftest import ROOT, RUNTIME, free_ports, run_script
+from tests.drawing import encode
+from tests.mlflow_service import COMMAND, FILES, PIXELS, TEXTS, assert_same, invoke, running_server
 from tests.mlflow_store import new_store
 from tests.sent_inputs import OTHER, PNG, as_base64, as_json
 
@@ -29,11 +26,6 @@ pytestmark = [
     # It compares the columns of an input example with a range, which pandas 3 deprecates.
     pytest.mark.filterwarnings("ignore:Operation with range is deprecated:DeprecationWarning"),
 ]
-COMMAND = (sys.executable, "-m", "src.serving.mlflow_serving")
-GARMENT = [draw_garment(kind, seed) for kind in GARMENTS for seed in range(2)]
-FILES = [encode(image) for image in GARMENT]
-TEXTS = [as_base64(data) for data in FILES]
-PIXELS = np.stack([np.asarray(image)[None] for image in GARMENT])  # uint8 (N, 1, 28, 28)
 BEST = ROOT / "models" / "best_model"
 ELSEWHERE = """
 import base64, json, sys
@@ -73,61 +65,10 @@ def in_store(store, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def mlflow_server(registered, store, checkout, tmp_path_factory) -> str:
-    """The address of ``serve``, which a SIGTERM must end with all its workers."""
-    port = free_ports(1)[0]
-    url, path = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("mlflow_log") / "serve.log"
-    with path.open("w") as log:
-        process = subprocess.Popen(
-            [*COMMAND, "serve", "--model-uri", registered, "--port", str(port), "--workers", "2"],
-            cwd=checkout,
-            env={**os.environ, "MLFLOW_TRACKING_URI": store},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        wait_for(lambda: process.poll() is not None or answers_ping(url), path)
-        assert process.poll() is None, path.read_text()
+    """The address of a running server of the registered model."""
+    log = tmp_path_factory.mktemp("mlflow_log") / "serve.log"
+    with running_server(checkout, store, registered, log) as url:
         yield url
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-        wait_for(lambda: not answers_ping(url), path)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=60)
-
-
-def wait_for(condition, log: Path, seconds: float = 240) -> None:
-    """Poll until ``condition()``; fail with the log when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-
-
-def answers_ping(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/ping", timeout=5).ok
-    except requests.ConnectionError:
-        return False
-
-
-def invoke(url: str, **body) -> requests.Response:
-    """POST a JSON body to /invocations."""
-    return requests.post(f"{url}/invocations", json=body, timeout=TIMEOUT)
-
-
-def assert_same(answers: list[dict], expected: list[dict]) -> None:
-    """Equal but for the version, which each server numbers its own way, and for rounding."""
-    assert len(answers) == len(expected)
-    for answer, other in zip(answers, expected, strict=True):
-        assert answer.keys() == other.keys()
-        assert answer["model_version"] == "1"
-        for key in ("predicted_class", "predicted_label", "uncertain"):
-            assert answer[key] == other[key]
-        assert answer["confidence"] == pytest.approx(other["confidence"], abs=1e-5)
-        assert answer["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 @pytest.fixture(scope="module")
