@@ -54,6 +54,9 @@ mlflow-ui: env  ## look at the experiments
 serve:  ## serve models/best_model with TorchServe
 	./run_torchserve.sh
 
+serve-fastapi: env  ## serve models/best_model with FastAPI on port 8000, its API at /docs
+	python -m src.serving.fastapi_app --model-path models/best_model --runtime onnx-int8
+
 stop:  ## stop that server
 	./run_torchserve.sh --stop
 

@@ -17,11 +17,10 @@ from ts.protocol import otf_message_handler
 
 from src.inference.archive import checksums, load_archived_predictor
 from src.inference.batch import PixelBatch
-from src.inference.requests import MAX_IMAGES, parse_body
+from src.inference.requests import URL_ENCODED, error_body, in_list, parse_request
 from src.preprocessing import ImageError
 
 JSON = "application/json"
-FORM = "application/x-www-form-urlencoded"
 MAX_HOLD = 5.0  # seconds
 MAX_ROWS = 64  # that go through the network at once
 
@@ -66,34 +65,18 @@ class ImageClassifierHandler:
             if is_describe_request(request, headers):
                 self.hold(headers.get("hold-until", "0"), context.metrics)
                 return self.description
-            images, several = self.parse(request, headers)
+            images, several = parse_request(request.values(), str(headers.get("content-type", "")))
             before = self.batch.used
             for number, image in enumerate(images):
                 try:
                     self.predictor.decode(image, self.batch.next_row())
                 except ImageError as error:
                     self.batch.rewind(before)
-                    raise ImageError(error.reason, f"image {number}: {error}" if several else str(error)) from error
+                    raise in_list(error, number, several) from error
                 self.batch.keep()
             return len(images), several
         except ImageError as error:
             return error
-
-    def parse(self, request: dict, headers: dict) -> tuple[list[bytes], bool]:
-        """The image bytes of every field of one request; several fields answer a list, in the order sent."""
-        if str(headers.get("content-type", "")).lower().startswith(FORM):
-            raise ImageError(
-                "url_encoded",
-                f"the request says Content-Type: {FORM} (what curl -d sends), which damages images; "
-                "add -H 'Content-Type: application/json' for JSON, or send an image with -F data=@FILE or -T FILE",
-            )
-        if not request:
-            raise ImageError("empty", "the form has no field; send an image with -F data=@FILE")
-        parsed = [parse_body(body) for body in request.values()]
-        images = [image for found, _ in parsed for image in found]
-        if len(images) > MAX_IMAGES:
-            raise ImageError("too_many", f"the request holds {len(images)} images, the limit is {MAX_IMAGES}")
-        return images, len(parsed) > 1 or parsed[0][1]
 
     def hold(self, until: str, metrics) -> None:
         """Take no request before ``until`` (Unix time); src/serving/scaling.py says why. Raises ImageError."""
@@ -111,7 +94,7 @@ class ImageClassifierHandler:
         if isinstance(item, ImageError):
             counts["rejected", item.reason] += 1
             context.set_response_status(400, "Bad Request", index)
-            return orjson.dumps({"code": 400, "type": item.reason, "message": str(item)})
+            return error_body(item)
         if isinstance(item, dict):
             return orjson.dumps(item)
         images, several = item
@@ -188,5 +171,5 @@ def buffer_reads() -> None:
 def is_describe_request(request: dict, headers: dict) -> bool:
     """Whether the management API asks: it marks the request with a header, which a client could send as well, and sends
     no field at all, where a client's request has one unless it is an empty form."""
-    form = str(headers.get("content-type", "")).lower().startswith((FORM, "multipart/form-data"))
+    form = str(headers.get("content-type", "")).lower().startswith((URL_ENCODED, "multipart/form-data"))
     return headers.get("describe") == "True" and not request and not form

@@ -2,6 +2,7 @@
 
 import binascii
 import re
+from collections.abc import Collection
 
 import orjson
 
@@ -11,9 +12,40 @@ MAX_IMAGES = 64  # in one request
 DATA_URI = re.compile(rb"data:[\w.+/-]*(;[\w.+=/-]*)*,")
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 WHITESPACE = b" \t\r\n"
+URL_ENCODED = "application/x-www-form-urlencoded"
 
 
-def parse_body(body: bytes) -> tuple[list[bytes], bool]:
+def parse_request(bodies: Collection[bytes], content_type: str, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
+    """The images of one request as ``parse_body`` gives them. ``bodies``: the raw body, or each field of a form.
+
+    Several fields answer a list, in the order sent. Raises ImageError, also for more than ``limit`` images.
+    """
+    if content_type.lower().startswith(URL_ENCODED):
+        raise ImageError(
+            "url_encoded",
+            f"the request says Content-Type: {URL_ENCODED} (what curl -d sends), which damages images; "
+            "add -H 'Content-Type: application/json' for JSON, or send an image with -F data=@FILE or -T FILE",
+        )
+    if not bodies:
+        raise ImageError("empty", "the form has no field; send an image with -F data=@FILE")
+    parsed = [parse_body(body, limit) for body in bodies]
+    images = [image for found, _ in parsed for image in found]
+    if len(images) > limit:
+        raise ImageError("too_many", f"the request holds {len(images)} images, the limit is {limit}")
+    return images, len(parsed) > 1 or parsed[0][1]
+
+
+def in_list(error: ImageError, number: int, several: bool) -> ImageError:
+    """``error`` of the image ``number``, which the message names where the request has ``several``."""
+    return ImageError(error.reason, f"image {number}: {error}" if several else str(error))
+
+
+def error_body(error: ImageError) -> bytes:
+    """The JSON body of the 400 that ``error`` is answered with."""
+    return orjson.dumps({"code": 400, "type": error.reason, "message": str(error)})
+
+
+def parse_body(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
     """Split one body into ``(images, several)``; ``several`` says that a list of answers is expected.
 
     A body that begins with ``{`` or ``[`` is JSON (no image format does): ``{"image": BASE64}`` or
@@ -21,11 +53,11 @@ def parse_body(body: bytes) -> tuple[list[bytes], bool]:
     """
     start = body[:64].lstrip(WHITESPACE)[:1]
     if start in (b"{", b"["):
-        return parse_json(body)
+        return parse_json(body, limit)
     return [bytes(body)], False
 
 
-def parse_json(body: bytes) -> tuple[list[bytes], bool]:
+def parse_json(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
     """The JSON forms of ``parse_body``."""
     try:
         content = orjson.loads(body)
@@ -43,8 +75,8 @@ def parse_json(body: bytes) -> tuple[list[bytes], bool]:
     images = content["images"]
     if not isinstance(images, list) or not images:
         raise ImageError("no_image", '"images" must be a list of at least one base64 string')
-    if len(images) > MAX_IMAGES:
-        raise ImageError("too_many", f'"images" holds {len(images)} images, the limit is {MAX_IMAGES} a request')
+    if len(images) > limit:
+        raise ImageError("too_many", f'"images" holds {len(images)} images, the limit is {limit} a request')
     return [decode_base64(value, f"images[{index}]") for index, value in enumerate(images)], True
 
 

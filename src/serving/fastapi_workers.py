@@ -1,0 +1,129 @@
+"""The processes of the FastAPI server: uvicorn in each, with an end that loses no request."""
+
+import asyncio
+import logging
+import logging.config
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from src.serving.fastapi_metrics import SHARED_FOLDER
+from src.serving.fastapi_requests import JsonLines
+
+ENDINGS = (signal.SIGTERM, signal.SIGINT)
+QUIET = 2.0  # seconds that an open connection may still send a request in, once the server is told to end
+PATIENCE = 30  # seconds for the requests that are being answered then
+KEEP_ALIVE = 75  # seconds; longer than the 60 for which nginx keeps a connection, so that it is nginx that closes it
+UNUSABLE = 2  # exit status of a worker that would fail again
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"lines": {"()": JsonLines}},
+    "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "lines"}},
+    "root": {"handlers": ["stdout"], "level": "INFO"},
+    # The client is told what is wrong with its form; when uvicorn starts and ends is said here.
+    "loggers": {"python_multipart": {"level": "ERROR"}, "uvicorn": {"level": "WARNING"}},
+}
+log = logging.getLogger("fastapi_app")
+
+
+class DrainingServer(uvicorn.Server):
+    """Stops to listen first, and closes the open connections only when they have been quiet for a while: uvicorn alone
+    closes one whose next request is on its way."""
+
+    def __init__(self, app: ASGIApp, on_stopping: Callable[[], None]):
+        """``on_stopping`` is called when the end begins."""
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            loop="asyncio",
+            ws="none",
+            log_config=LOGGING,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=PATIENCE,
+        )
+        super().__init__(config)
+        self.on_stopping = on_stopping
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own, and a line of log that says where."""
+        await super().startup(sockets)
+        log.info("ready", extra={"fields": {"listening": [item.getsockname()[:2] for item in sockets or ()]}})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Every answer from now on ends its connection; the rest is uvicorn's own shutdown."""
+        self.on_stopping()
+        log.info("stopping", extra={"fields": {"connections": len(self.server_state.connections)}})
+        for server in self.servers:
+            server.close()
+        deadline = time.monotonic() + QUIET
+        while self.server_state.connections and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A socket with that address, which refuses connections until a server takes it. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def end_on_signals() -> None:
+    """SIGTERM and SIGINT end this process with status 0; while uvicorn runs they are uvicorn's."""
+    for number in ENDINGS:
+        signal.signal(number, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+
+
+def supervise(work: Callable[..., None], arguments: Any, listener: socket.socket, count: int) -> int:
+    """Run ``work(arguments, listener)`` in ``count`` processes until SIGTERM or SIGINT; one that dies is replaced.
+
+    Returns the exit status: UNUSABLE when a worker ends with it, else 0. The workers count metrics together.
+    """
+    logging.config.dictConfig(LOGGING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # they are waited for
+    context, status = multiprocessing.get_context("spawn"), 0
+
+    def start() -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=work, args=(arguments, listener))
+        process.start()
+        return process
+
+    with TemporaryDirectory() as folder:
+        os.environ[SHARED_FOLDER] = folder
+        workers = [start() for _ in range(count)]
+        while status == 0 and signal.sigtimedwait(ENDINGS, 0.5) is None:
+            for index, worker in enumerate(workers):
+                if worker.exitcode == UNUSABLE:
+                    status = UNUSABLE
+                elif worker.exitcode is not None:
+                    log.error(f"worker {worker.pid} ended with status {worker.exitcode}; another one starts")
+                    workers[index] = start()
+        listener.close()  # else connections would still be taken here, and answered by nobody
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(QUIET + 2 * PATIENCE)
+            if worker.exitcode is None:
+                log.error(f"worker {worker.pid} did not end; it is killed")
+                worker.kill()
+                worker.join()
+    return status
