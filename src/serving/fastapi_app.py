@@ -56,7 +56,7 @@ def build_app(service: Service) -> ASGIApp:
         the same order, or the error of the first image that cannot be read."""
         return await predict(request, MAX_BATCH, as_list=True)
 
-    return RequestLog(app, service.metrics, lambda: service.stopping)
+    return RequestLog(app, service.metrics, lambda: service.closing)
 
 
 def add_reports(app: FastAPI, service: Service) -> None:
@@ -134,7 +134,7 @@ def work(arguments: argparse.Namespace, listener: socket.socket) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UNUSABLE)
     service = Service(predictor, arguments.runtime, arguments.model_version, arguments.threads, arguments.queue)
-    DrainingServer(build_app(service), service.stop).run([listener])
+    DrainingServer(build_app(service), service).run([listener])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -159,6 +159,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, least in (("workers", 1), ("threads", 1), ("queue", 0)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name} is {getattr(arguments, name)}; it must be at least {least}")
+    if not 0 <= arguments.port <= 65535:
+        parser.error(f"--port is {arguments.port}; it must be at most 65535, or 0 for any that is free")
     try:
         listener = listen_on(arguments.host, arguments.port)
     except OSError as error:

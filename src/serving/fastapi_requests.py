@@ -35,9 +35,9 @@ class Refusal(Exception):
 class RequestLog:
     """Around the whole app: an X-Request-ID on every answer, one line of log and one count a request."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, is_stopping: Callable[[], bool]):
-        """``is_stopping``: whether answers should end their connections."""
-        self.app, self.metrics, self.is_stopping = app, metrics, is_stopping
+    def __init__(self, app: ASGIApp, metrics: Metrics, is_closing: Callable[[], bool]):
+        """``is_closing``: whether answers should end their connections."""
+        self.app, self.metrics, self.is_closing = app, metrics, is_closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,7 +52,7 @@ class RequestLog:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = state["request_id"]
-                if self.is_stopping():
+                if self.is_closing():
                     headers["Connection"] = "close"
             await send(message)
 

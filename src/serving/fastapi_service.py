@@ -20,19 +20,17 @@ MAX_BATCH = 10  # images in one request to /predict/batch
 
 
 class Service:
-    """A warm Predictor and its threads. ``stopping`` is set when the process has been told to end."""
+    """A warm Predictor and its threads. ``stopping``: the process has been told to end; ``closing``: every answer ends
+    its connection."""
 
     def __init__(self, predictor: Predictor, runtime: str, version: str, threads: int, queue: int):
         """``threads``: requests classified at a time; ``queue``: how many more may wait."""
         self.predictor, self.runtime, self.version = predictor, runtime, version
         self.metrics = Metrics(predictor.config.name)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
-        self.limit, self.taken, self.stopping = threads + queue, 0, False
+        self.limit, self.taken = threads + queue, 0
+        self.stopping = self.closing = False
         predictor.warm_up((1, 2, MAX_BATCH, MAX_IMAGES))
-
-    def stop(self) -> None:
-        """Say from now on that the server stops; what was taken is answered."""
-        self.stopping = True
 
     def check_room(self) -> None:
         """Raises Refusal 503 when the queue is full."""

@@ -8,8 +8,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,9 +20,10 @@ from starlette.types import ASGIApp
 
 from src.serving.fastapi_metrics import SHARED_FOLDER
 from src.serving.fastapi_requests import JsonLines
+from src.serving.fastapi_service import Service
 
 ENDINGS = (signal.SIGTERM, signal.SIGINT)
-QUIET = 2.0  # seconds that an open connection may still send a request in, once the server is told to end
+QUIET = 3.0  # seconds in which an open connection may still send a request, once the server is told to end
 PATIENCE = 30  # seconds for the requests that are being answered then
 KEEP_ALIVE = 75  # seconds; longer than the 60 for which nginx keeps a connection, so that it is nginx that closes it
 UNUSABLE = 2  # exit status of a worker that would fail again
@@ -40,8 +43,7 @@ class DrainingServer(uvicorn.Server):
     """Stops to listen first, and closes the open connections only when they have been quiet for a while: uvicorn alone
     closes one whose next request is on its way."""
 
-    def __init__(self, app: ASGIApp, on_stopping: Callable[[], None]):
-        """``on_stopping`` is called when the end begins."""
+    def __init__(self, app: ASGIApp, service: Service):
         config = uvicorn.Config(
             app,
             http="h11",
@@ -54,23 +56,39 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=PATIENCE,
         )
         super().__init__(config)
-        self.on_stopping = on_stopping
+        self.service = service
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own, and a line of log that says where."""
         await super().startup(sockets)
-        log.info("ready", extra={"fields": {"listening": [item.getsockname()[:2] for item in sockets or ()]}})
+        addresses = [listener.getsockname()[:2] for listener in sockets or ()]
+        log.info("ready", extra={"fields": {"pid": os.getpid(), "listening": addresses}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Every answer from now on ends its connection; the rest is uvicorn's own shutdown."""
-        self.on_stopping()
-        log.info("stopping", extra={"fields": {"connections": len(self.server_state.connections)}})
+        """Take what waits to connect, refuse the rest, then end each connection with its next answer."""
+        self.service.stopping = True
+        connections = self.server_state.connections
+        log.info("stopping", extra={"fields": {"pid": os.getpid(), "connections": len(connections)}})
+        await self.accept_waiting(sockets or [])
         for server in self.servers:
             server.close()
-        deadline = time.monotonic() + QUIET
-        while self.server_state.connections and time.monotonic() < deadline:
+        told = time.monotonic()
+        while connections and time.monotonic() < told + QUIET:
+            # Not at once: while another worker listens, a client whose connection ends would go there.
+            self.service.closing = time.monotonic() > told + QUIET / 3
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+
+    async def accept_waiting(self, sockets: list[socket.socket]) -> None:
+        """Take the connections that the system has already made for us; closing the listener would break them."""
+        config, loop = self.config, asyncio.get_running_loop()
+        for listener in sockets:
+            with suppress(BlockingIOError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.setblocking(False)
+                    protocol = config.http_protocol_class(config, self.server_state, self.lifespan.state)
+                    await loop.connect_accepted_socket(lambda protocol=protocol: protocol, connection)
 
 
 def listen_on(host: str, port: int) -> socket.socket:
@@ -87,10 +105,18 @@ def listen_on(host: str, port: int) -> socket.socket:
 
 
 def end_on_signals() -> None:
-    """SIGTERM and SIGINT end this process with status 0; while uvicorn runs they are uvicorn's."""
+    """SIGTERM and SIGINT end this process with status 0; while uvicorn runs they are uvicorn's. A worker whose
+    supervisor was killed gets SIGTERM too."""
     for number in ENDINGS:
         signal.signal(number, lambda *_: sys.exit(0))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None:
+
+        def follow() -> None:
+            supervisor.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def supervise(work: Callable[..., None], arguments: Any, listener: socket.socket, count: int) -> int:
@@ -99,7 +125,9 @@ def supervise(work: Callable[..., None], arguments: Any, listener: socket.socket
     Returns the exit status: UNUSABLE when a worker ends with it, else 0. The workers count metrics together.
     """
     logging.config.dictConfig(LOGGING)
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # they are waited for
+    ended: list[int] = []
+    for number in ENDINGS:
+        signal.signal(number, lambda number, _: ended.append(number))
     context, status = multiprocessing.get_context("spawn"), 0
 
     def start() -> multiprocessing.process.BaseProcess:
@@ -110,7 +138,8 @@ def supervise(work: Callable[..., None], arguments: Any, listener: socket.socket
     with TemporaryDirectory() as folder:
         os.environ[SHARED_FOLDER] = folder
         workers = [start() for _ in range(count)]
-        while status == 0 and signal.sigtimedwait(ENDINGS, 0.5) is None:
+        while status == 0 and not ended:
+            time.sleep(0.5)
             for index, worker in enumerate(workers):
                 if worker.exitcode == UNUSABLE:
                     status = UNUSABLE
