@@ -13,6 +13,7 @@ ENVIRONMENTS = ROOT / "benchmarks" / ".venv"
 STOCK = PEERS / "stock_handler.py"
 NAMES = {
     "project": "this project",
+    "project-fastapi": "this project's FastAPI server",
     "stock": "TorchServe, stock handler, OMP_NUM_THREADS=1",
     "stock-threads": "TorchServe, stock handler",
     "fastapi": "FastAPI + uvicorn",
@@ -76,6 +77,10 @@ def launch(name: str, folder: Path, workers: int, runtime: str) -> Launch:
     if name == "fastapi":
         command = [f"{program}/uvicorn", "benchmarks.peers.fastapi_app:app", "--workers", str(workers)]
         command += ["--port", str(port), "--log-level", "warning", "--no-access-log"]
+        return Launch(command, f"{address}/predict", "raw", environment)
+    if name == "project-fastapi":
+        command = [str(python), "-m", "src.serving.fastapi_app", "--model-path", str(ROOT / "models" / "best_model")]
+        command += ["--runtime", runtime, "--workers", str(workers), "--port", str(port)]
         return Launch(command, f"{address}/predict", "raw", environment)
     if name == "bentoml":
         command = [f"{program}/bentoml", "serve", "benchmarks.peers.bentoml_app:Classifier", "--port", str(port)]
