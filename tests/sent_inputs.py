@@ -34,7 +34,8 @@ def variants() -> dict[str, tuple[bytes, bytes]]:
     on_white = Image.fromarray(np.where(values > 0, 90, 255).astype(np.uint8))
     turned = Image.Exif()
     turned[ORIENTATION] = 6  # to be shown after a quarter turn clockwise
-    frames = {"save_all": True, "append_images": [OTHER]}
+    # A copy: Pillow writes a further page with what the last save of that image left behind.
+    frames = {"save_all": True, "append_images": [OTHER.copy()]}
     return {
         "animated gif": (encode(PICTURE, "GIF", **frames), PNG),
         "animated png": (encode(PICTURE, "PNG", **frames), PNG),
