@@ -79,7 +79,8 @@ def unpack(archive: Path, target: Path) -> Path:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as content:
-                content.extractall(target)  # noqa: S202  it drops absolute paths and ".."
+                # A zip's absolute paths and ".." are dropped here.
+                content.extractall(target)  # noqa: S202  # nosec B202
         else:
             with tarfile.open(archive) as content:
                 content.extractall(target, filter="data")
