@@ -1,13 +1,15 @@
 """Write sbom.json, the bill of materials of a server, as CycloneDX 1.6: ``make sbom``.
 
-In it are the packages of torchserve/.venv with their licences, TorchServe's Java server and the model archives of
-torchserve/model-store, the last two with their SHA-256.
+In it are the packages of torchserve/.venv with their licences, TorchServe's Java server with the Netty in it, and the
+model archives of torchserve/model-store; server and archives with their SHA-256.
 """
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 from cyclonedx.schema import SchemaVersion
@@ -17,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
 STORE = ROOT / "torchserve" / "model-store"
 JAR = "ts/frontend/model-server.jar"
+NETTY = "META-INF/io.netty.versions.properties"  # in that jar; its other libraries left no version there
 TIMEOUT = 300  # seconds
 
 
@@ -30,6 +33,17 @@ def component(path: Path, kind: str, name: str) -> dict:
         "version": digest,
         "hashes": [{"alg": "SHA-256", "content": digest}],
     }
+
+
+def list_netty(jar: Path) -> list[dict]:
+    """The modules of Netty, which reads every request, in TorchServe's jar."""
+    with zipfile.ZipFile(jar) as opened:
+        found = re.findall(r"^(netty-[\w-]+)\.version=(\S+)", opened.read(NETTY).decode(), re.MULTILINE)
+    return [
+        {"type": "library", "bom-ref": purl, "group": "io.netty", "name": name, "version": version, "purl": purl}
+        for name, version in sorted(set(found))
+        for purl in [f"pkg:maven/io.netty/{name}@{version}"]
+    ]
 
 
 def list_packages() -> dict:
@@ -46,7 +60,7 @@ def build() -> dict:
         raise FileNotFoundError(f"no environment {PYTHON} or no archive in {STORE}; run ./run_torchserve.sh first")
     document = list_packages()
     [jar] = PYTHON.parents[1].glob(f"lib/python3*/site-packages/{JAR}")
-    document["components"] += [component(jar, "library", JAR)]
+    document["components"] += [component(jar, "library", JAR), *list_netty(jar)]
     document["components"] += [component(path, "machine-learning-model", path.name) for path in archives]
     return document
 

@@ -211,6 +211,7 @@ def test_the_bill_of_materials_holds_the_packages_and_the_archive(secure):
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     assert found["fashion_mnist.mar"]["hashes"] == [{"alg": "SHA-256", "content": digest}]
     assert found["ts/frontend/model-server.jar"]["hashes"]
+    assert found["netty-codec-http"]["purl"] == "pkg:maven/io.netty/netty-codec-http@4.1.53.Final"
 
 
 # ---- what the machine's other users and the network see ----
