@@ -104,5 +104,8 @@ docs: env  ## write docs/model_card.md from the metrics, docs/api.md from a runn
 	python src/training/model_card.py --config configs/config.yaml
 	python scripts/write_api_docs.py
 
+site: env  ## build the pages of docs/ and the Python reference into docs/_build
+	sphinx-build -W --keep-going -q docs docs/_build
+
 clean:  ## remove the environments and what runs left
-	rm -rf $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/*.onnx torchserve/model-store
+	rm -rf docs/_build $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/*.onnx torchserve/model-store

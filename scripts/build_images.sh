@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build ml-app:v1 and mymodel-serve:v1 with buildah, where there is no Docker engine and perhaps no registry.
+# Build the three images with buildah, where there is no Docker engine and perhaps no registry.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/build_images.sh FOLDER
 
-Builds both images into the buildah storage under FOLDER. Needs root on Debian 12 and nothing else: buildah and
+Builds the three images into the buildah storage under FOLDER. Needs root on Debian 12 and nothing else: buildah and
 debootstrap are installed when missing, the base image is made once from the Debian mirror that apt uses, and pip in the
 builds uses this machine's pip configuration and certificates, mounted read-only. To use what was built:
     CONTAINERS_STORAGE_CONF=FOLDER/storage.conf BUILDAH_ISOLATION=chroot buildah images
@@ -89,9 +89,9 @@ print("\n".join(sorted(paths)))
 PY
 }
 
-build() {  # build TAG FOLDER
+build() {  # build TAG FOLDER [OPTION...]
     local began=$SECONDS
-    timeout 1800 buildah build --format docker --layers=false --force-rm "${options[@]}" --tag "$1" "$2" >"$work/log" 2>&1 \
+    timeout 1800 buildah build --format docker --layers=false --force-rm "${options[@]}" "${@:3}" --tag "$1" "$2" >"$work/log" 2>&1 \
         || { tail -n 40 "$work/log" >&2; fail "the build of $1 failed"; }
     say "Built $1 in $((SECONDS - began)) s"
 }
@@ -108,4 +108,5 @@ if ! curl -fs --max-time 20 --output /dev/null "$torch_index/"; then
 fi
 build localhost/ml-app:v1 .
 build localhost/mymodel-serve:v1 torchserve
+build localhost/mlflow-server:v1 . --file deploy/mlflow/Dockerfile
 timeout 300 buildah rmi --prune >/dev/null 2>&1 || true  # what an earlier run left without a name

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build both images without a Docker engine, run them, and check what they promise.
+# Build the images without a Docker engine, run them, and check what they promise.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,4 +1,4 @@
-"""Architectures by name. A builder takes (channels, classes, **args) and returns normalised images -> logits."""
+"""Architectures by name. A builder takes ``(channels, classes, **args)`` and returns normalised images -> logits."""
 
 import inspect
 

@@ -12,12 +12,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import to_dict
 from src.data.datamodule import ImageDataModule, load_class_names, load_data_info
-from src.models import ImageClassifier, build_network
+from src.models import ImageClassifier, ModelConfig, build_network
+from src.models.config import CONFIG_NAME
+from src.preprocessing import Preprocessing
 from src.training.module import ClassifierModule
-from src.training.tracking import RunLogger, open_run
+from src.training.tracking import RunLogger, git_commit, open_run
 
 LAST_NAME = "last.ckpt"
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
+FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     run = open_run(config, _run_id(last.dirpath) if resume_from else None, tags)
     if is_main_process():
         Path(last.dirpath, "run_id").write_text(run.run_id)
+        describe_model(config).save(Path(last.dirpath, CONFIG_NAME))  # what the checkpoints beside it are of
     history = History()
     trainer = build_trainer(config, [history, *_optional_callbacks(config), best, last], run)
     try:
@@ -98,6 +102,19 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
 def architecture_args(config) -> dict:
     """The arguments that the config gives the chosen architecture; none for an architecture it does not know."""
     return to_dict(config)["model"].get(config.model.architecture, {})
+
+
+def describe_model(config) -> ModelConfig:
+    """The model's config.json, still without what is measured."""
+    return ModelConfig(
+        name=config.name,
+        architecture=config.model.architecture,
+        architecture_args={k: v for k, v in architecture_args(config).items() if k not in FIRST_WEIGHTS},
+        class_names=load_class_names(config.data.directory),
+        preprocessing=Preprocessing(**config.preprocessing),
+        data_hash=load_data_info(config.paths.metrics)["data_hash"],
+        git_commit=git_commit(),
+    )
 
 
 def is_main_process() -> bool:

@@ -17,15 +17,11 @@ import numpy as np
 import torch
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, save_model
-from src.preprocessing import Preprocessing
 from src.training.calibration import check_kept_accuracy, fit_card
-from src.training.fitting import Fitted, architecture_args, fit, is_main_process
+from src.training.fitting import Fitted, describe_model, fit, is_main_process
 from src.training.plots import plot_history, save_history
-from src.training.tracking import git_commit, log_results
-
-FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
+from src.training.tracking import log_results
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +35,7 @@ def train(config) -> dict[str, float]:
     fitted = fit(config)
     fitted.trainer.callbacks = []  # weight averaging would put its own weights in place of those loaded here
     fitted.trainer.loggers = []  # the curves end here; what follows is logged once, for the best model
-    card = _describe(config)
+    card = describe_model(config)
     metrics = {}
     for folder, checkpoint in (
         (config.paths.final_model, fitted.last.best_model_path),
@@ -65,20 +61,6 @@ def train(config) -> dict[str, float]:
     final = {name if name.startswith("test_") else f"best_{name}": value for name, value in metrics.items()}
     log_results(fitted.run, config, final | {"final_accuracy": metrics["test_accuracy"]}, artifacts)
     return metrics
-
-
-def _describe(config) -> ModelConfig:
-    """The model's config.json, still without what is measured."""
-    info = load_data_info(config.paths.metrics)
-    return ModelConfig(
-        name=config.name,
-        architecture=config.model.architecture,
-        architecture_args={k: v for k, v in architecture_args(config).items() if k not in FIRST_WEIGHTS},
-        class_names=load_class_names(config.data.directory),
-        preprocessing=Preprocessing(**config.preprocessing),
-        data_hash=info["data_hash"],
-        git_commit=git_commit(),
-    )
 
 
 def _evaluate_and_save(fitted: Fitted, card: ModelConfig, folder: str, kept_accuracy: float) -> dict[str, float]:
