@@ -64,7 +64,7 @@ serve-mlflow: env  ## register models/best_model unless it is, and serve it with
 	uri=$$(python -m src.serving.mlflow_serving register) && \
 	exec python -m src.serving.mlflow_serving serve --model-uri "$$uri"
 
-bench: env  ## compare servers, sweep settings, scale and profile (hours, on an idle machine; needs wrk)
+bench: env  ## compare servers, sweep settings, scale and profile (40 minutes, on an idle machine; needs wrk)
 	python benchmarks/serving.py
 	python benchmarks/tune.py
 	python benchmarks/scaling.py

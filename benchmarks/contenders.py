@@ -29,6 +29,7 @@ def make_environment(name: str) -> Path:
     """The Python of the environment of peer ``name``, made if it is missing or its requirements changed.
 
     It sees the packages of torchserve/.venv (torch, numpy, Pillow...) behind its own, so that all run the same ones.
+    Its packages are compiled: to compile them anew at each start would take Ray longer than it waits for itself.
     Raises ServerError when pip cannot install benchmarks/peers/NAME.txt.
     """
     requirements, folder = PEERS / f"{name}.txt", ENVIRONMENTS / name
@@ -43,7 +44,7 @@ def make_environment(name: str) -> Path:
     for base in (folder, PYTHON.parents[1]):
         site[base] = Path(sysconfig.get_path("purelib", "venv", {"base": str(base)}))
     (site[folder] / "serving.pth").write_text(f"{site[PYTHON.parents[1]]}\n")
-    command = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, "-r", requirements], capture_output=True, text=True, timeout=1800)
     if done.returncode != 0:
         raise ServerError(f"pip could not install {requirements.name}: {done.stderr[-600:]}")
@@ -71,7 +72,7 @@ def launch(name: str, folder: Path, workers: int, runtime: str) -> Launch:
         return prepare(Setting(model, {}, False, None, STOCK, threads), folder)[0]
     python = make_environment(name)
     (port,) = free_ports(1)
-    environment = {"PYTHONPATH": str(ROOT), "PEER_RUNTIME": runtime, "PYTHONDONTWRITEBYTECODE": "1"} | ONE_THREAD
+    environment = {"PYTHONPATH": str(ROOT), "PEER_RUNTIME": runtime} | ONE_THREAD
     address, program = f"http://127.0.0.1:{port}", str(python.parent)
     numbers = [str(port), str(workers)]
     if name == "fastapi":

@@ -1,10 +1,11 @@
 """What a request costs as work grows: ``python benchmarks/scaling.py``
 
 Connections from 1 to 512, workers from 1 to 4, images from 28 pixels to 12 megapixels, file formats. Prints the tables
-and writes docs/scaling.md. Needs an idle machine.
+and writes docs/scaling.md. Needs an idle machine; takes about 8 minutes.
 """
 
 import argparse
+import functools
 import io
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from PIL import Image
 
 from benchmarks.load import Measurement, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import running, stop_servers_on_sigterm
+from benchmarks.servers import Server, running, stop_servers_on_sigterm
 from benchmarks.tables import table
 from benchmarks.torchserve import Setting, build_archive, prepare
 from src.inference import Predictor
@@ -33,7 +34,7 @@ FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "BMP"
            "GIF": "image/gif"}  # fmt: skip
 FORMAT_SIZE = (256, 256)
 FEW = 4  # connections for the images that are large
-FIGURES = ("requests/s", "p50 ms", "p95 ms", "p99 ms", "errors")
+FIGURES = ("requests/s", "p50 ms", "p95 ms", "p99 ms", "errors", "memory MB")
 TABLES = ("connections", "workers", "sizes", "formats")
 
 
@@ -46,32 +47,43 @@ def enlarge(png: bytes, size: tuple[int, int], kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def figures(found: Measurement) -> list[str]:
-    """The cells of FIGURES."""
+def figures(load: Callable[..., Measurement], server: Server, images: list[bytes], **options) -> list[str]:
+    """The cells of FIGURES; measured when the server has answered all that an earlier load left."""
+    server.settle()
+    found = load(server.launch.url, images, **options)
+    rate = found.requests_per_second
     latencies = (f"{value:.1f}" for value in (found.p50_ms, found.p95_ms, found.p99_ms))
-    return [f"{found.requests_per_second:,.0f}", *latencies, str(found.errors)]
+    return [
+        f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
+        *latencies,
+        str(found.errors),
+        f"{server.memory() / 1e6:.0f}",
+    ]
 
 
-def tabulate(wanted: list[str], url: str, load: Callable[..., Measurement], images: list[bytes]) -> dict[str, str]:
+def tabulate(
+    wanted: list[str], server: Server, load: Callable[..., Measurement], images: list[bytes]
+) -> dict[str, str]:
     """The tables that one server answers for, by title."""
+    measured = functools.partial(figures, load, server)
     tables = {}
     if "connections" in wanted:
-        rows = [[str(count), *figures(load(url, images, connections=count))] for count in CONNECTIONS]
+        rows = [[str(count), *measured(images, connections=count)] for count in CONNECTIONS]
         tables["Connections"] = table(("connections", *FIGURES), rows)
     if "sizes" in wanted:
         rows = []
         for size in SIZES:
             for kind in ("JPEG", "PNG"):
                 data = enlarge(images[0], size, kind)
-                found = load(url, [data], connections=FEW, content_type=FORMATS[kind])
-                rows.append([f"{size[0]}x{size[1]} {kind}", f"{len(data) / 1e3:,.1f}", *figures(found)])
+                found = measured([data], connections=FEW, content_type=FORMATS[kind])
+                rows.append([f"{size[0]}x{size[1]} {kind}", f"{len(data) / 1e3:,.1f}", *found])
         tables[f"Image sizes, {FEW} connections"] = table(("image", "kB", *FIGURES), rows)
     if "formats" in wanted:
         rows = []
         for kind, content_type in FORMATS.items():
             data = enlarge(images[0], FORMAT_SIZE, kind)
-            found = load(url, [data], connections=FEW, content_type=content_type)
-            rows.append([kind, f"{len(data) / 1e3:,.1f}", *figures(found)])
+            found = measured([data], connections=FEW, content_type=content_type)
+            rows.append([kind, f"{len(data) / 1e3:,.1f}", *found])
         tables[f"Formats, {FORMAT_SIZE[0]}x{FORMAT_SIZE[1]}, {FEW} connections"] = table(
             ("format", "kB", *FIGURES), rows
         )
@@ -83,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, metavar="TABLE", help=", ".join(TABLES))
     parser.add_argument("--workers", type=int, default=2, help="where they do not vary; default: %(default)s")
     parser.add_argument("--warmup", type=float, default=20, help="seconds; default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=8, help="of each measurement; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=7, help="of each measurement; default: %(default)s")
     parser.add_argument("--no-page", action="store_true", help="do not write docs/scaling.md")
     arguments = parser.parse_args(argv)
     require_wrk()
@@ -104,14 +116,15 @@ def main(argv: list[str] | None = None) -> int:
                 if arguments.warmup:
                     measure(launch.url, images, connections=64, seconds=arguments.warmup)
                 if "workers" in arguments.tables:
-                    found = figures(load(launch.url, images, connections=64))
-                    rows.append([str(workers), *found, f"{server.memory() / 1e6:.0f}"])
+                    found = figures(load, server, images, connections=64)
+                    rows.append([str(workers), *found, f"{server.cold_start:.1f}"])
                 if workers == arguments.workers:
-                    tables |= tabulate(arguments.tables, launch.url, load, images)
+                    tables |= tabulate(arguments.tables, server, load, images)
     if rows:
-        tables["Workers, 64 connections"] = table(("workers", *FIGURES, "memory MB"), rows)
+        tables["Workers, 64 connections"] = table(("workers", *FIGURES, "cold start s"), rows)
     lines = [*describe_machine(), f"- Load: wrk on the same cores, {source}; {arguments.workers} workers if not said"]
     lines += [f"- {arguments.warmup:g} s of warm-up, {arguments.seconds:g} s measured"]
+    lines += ["- Memory: PSS of Java and its workers after the load; cold start: to the first correct answer"]
     for title, text in tables.items():
         lines += ["", f"## {title}", "", text]
     print("\n".join(lines))

@@ -1,6 +1,7 @@
 """Start a server, wait for its first correct answer, measure it, stop it with all that it started."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,7 @@ class Server:
     launch: Launch
     process: psutil.Process
     cold_start: float  # seconds from the start of its process to the first correct answer
+    settle: Callable[[], None]  # waits for a right answer: those that a load left in the queue are done then
 
     def memory(self) -> int:
         """PSS of all its processes, bytes."""
@@ -71,9 +73,10 @@ def running(launch: Launch, image: bytes, expected: int) -> Iterator[Server]:
                 launch.command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         root = psutil.Process(process.pid)
+        settle = functools.partial(wait_for_answer, launch, process, image, expected, log)
         try:
-            wait_for_answer(launch, process, image, expected, log)
-            yield Server(launch, root, time.perf_counter() - begin)
+            settle()
+            yield Server(launch, root, time.perf_counter() - begin, settle)
         finally:
             stop(root)
             process.wait(STOP_TIMEOUT)

@@ -22,11 +22,14 @@ from benchmarks.load import CONTENT_TYPES, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
 from benchmarks.servers import ONE_THREAD, ServerError, running, stop_servers_on_sigterm
 from benchmarks.tables import table
+from benchmarks.targets import COLUMNS as TARGET_COLUMNS
+from benchmarks.targets import targets
 from benchmarks.torchserve import PYTHON, build_archive
 from src.inference import Predictor
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-COLUMNS = ("server", "requests/s", "ratio", "p50 ms", "p95 ms", "p99 ms", "errors", "memory MB", "cold start s", "body")
+LATENCIES = {"p50 ms": "p50_ms", "p95 ms": "p95_ms", "p99 ms": "p99_ms", "p50 ms at 1": "p50_at_1"}
+COLUMNS = ("server", "requests/s", "ratio", *LATENCIES, "errors", "memory MB", "cold start s", "body")
 
 
 def compare(names: list[str], arguments: argparse.Namespace, images: list[bytes], settings: dict) -> tuple[dict, dict]:
@@ -56,13 +59,17 @@ def compare(names: list[str], arguments: argparse.Namespace, images: list[bytes]
 
 
 def measure_one(start, arguments: argparse.Namespace, images: list[bytes], expected: int) -> dict:
-    """One server: start, warm up, measure."""
+    """One server: start, warm up, measure with all connections, then with one."""
     with running(start, images[0], expected) as server:
         load = {"form": start.form, "connections": arguments.connections}
         if arguments.warmup:
             measure(start.url, images, seconds=arguments.warmup, **load)
-        measured = measure(start.url, images, seconds=arguments.seconds, **load)
-        return vars(measured) | {"memory": server.memory(), "cold_start": server.cold_start, "form": start.form}
+            server.settle()
+        measured, memory = measure(start.url, images, seconds=arguments.seconds, **load), server.memory() / 1e6
+        server.settle()
+        one = measure(start.url, images, form=start.form, connections=1, seconds=arguments.seconds / 3)
+        more = {"p50_at_1": one.p50_ms, "memory": memory, "cold_start": server.cold_start, "form": start.form}
+        return vars(measured) | more
 
 
 def measure_in_process(arguments: argparse.Namespace, images: list[bytes], batch: int, runtime: str) -> dict:
@@ -91,22 +98,22 @@ def rows_of(found: dict) -> list[list[str]]:
             ratio = f"{statistics.median(a['requests_per_second'] / b['requests_per_second'] for a, b in pairs):.2f}"
         row = [NAMES.get(name, "in-process limit, no server"), f"{middle['requests_per_second']:,.0f}", ratio]
         if "p50_ms" in middle:
-            row += [f"{middle[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms")]
-            row += [f"{middle['errors']:.0f}", f"{middle['memory'] / 1e6:.0f}", f"{middle['cold_start']:.1f}"]
+            row += [f"{middle[key]:.1f}" for key in LATENCIES.values()]
+            row += [f"{middle['errors']:.0f}", f"{middle['memory']:.0f}", f"{middle['cold_start']:.1f}"]
             row.append(CONTENT_TYPES[rounds[0]["form"]])
         rows.append(row + ["-"] * (len(COLUMNS) - len(row)))
     return rows
 
 
-def write_page(rows: list, failed: dict, arguments: argparse.Namespace, settings: dict, source: str) -> None:
+def write_page(tables: list[str], failed: dict, arguments: argparse.Namespace, settings: dict, source: str) -> None:
     """docs/benchmarks.md."""
     runtime = settings["handler"]["runtime"]
     lines = [
         "# Serving compared", "", f"Written by `python {' '.join(['benchmarks/serving.py', *sys.argv[1:]])}`.", "",
         *describe_machine(), f"- Model: models/best_model, runtime {runtime}; {arguments.workers} workers each",
         f"- Load: wrk on the same cores, 1 thread, {arguments.connections} connections, {source}, 256 in turn;",
-        f"  {arguments.warmup:g} s of warm-up, {arguments.seconds:g} s measured, medians of {arguments.rounds} rounds",
-        "", table(COLUMNS, rows), "",
+        f"  {arguments.warmup:g} s of warm-up, {arguments.seconds:g} s measured (a third of it for one connection),",
+        f"  medians of {arguments.rounds} rounds", "", *tables, "",
         "Ratio: requests/s against this project in the same round. Memory: PSS of all the server's processes after the",
         "load, 10^6 bytes. Cold start: from the start of the process to the first correct answer. The stock handler",
         "runs eager PyTorch with TorchServe's own settings; the others run this project's Predictor on its runtime.",
@@ -122,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=choices, default=choices, metavar="NAME", help=", ".join(choices))
     parser.add_argument("--connections", type=int, default=64, help="open at once; default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="of each server; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--warmup", type=float, default=20, help="seconds; the JVM needs 15; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=15, help="measured in each round; default: %(default)s")
     parser.add_argument("--no-page", action="store_true", help="do not write docs/benchmarks.md")
@@ -135,10 +142,12 @@ def main(argv: list[str] | None = None) -> int:
     settings = build_archive()
     images, source = test_images()
     found, failed = compare([name for name in arguments.only if name in NAMES], arguments, images, settings)
-    rows = rows_of(found)
-    print(table(COLUMNS, rows))
+    tables = [table(COLUMNS, rows_of(found))]
+    if reached := targets(found):
+        tables += ["", table(TARGET_COLUMNS, reached)]
+    print("\n".join(tables))
     if not arguments.no_page:
-        write_page(rows, failed, arguments, settings, source)
+        write_page(tables, failed, arguments, settings, source)
         print(f"wrote {PAGE.relative_to(ROOT)}")
     return 1 if failed else 0
 

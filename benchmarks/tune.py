@@ -1,7 +1,8 @@
 """Which settings of TorchServe matter? ``python benchmarks/tune.py``
 
-Changes one factor at a time from what ships, in rounds that each measure every setting, and compares each with the
-shipped setting of the same round. Prints the table and writes docs/tuning.md. Needs an idle machine.
+Changes one factor at a time from what ships, in rounds that each measure every setting, the shipped one at the
+beginning and at the end, and compares each with those two. Prints the table and writes docs/tuning.md. Needs an idle
+machine; a round takes about 8 minutes.
 """
 
 import argparse
@@ -24,16 +25,10 @@ from src.inference import Predictor
 PAGE = ROOT / "docs" / "tuning.md"
 SHIPPED = ("shipped", "")
 COLUMNS = ("factor", "setting", "requests/s", "ratio", "p99 ms", "p50 ms at 8", "p50 ms at 1", "memory MB", "start s")
-MODEL = {"batchSize": (1, 8, 16, 32, 64), "maxBatchDelay": (0, 1, 2, 5, 10)}
-CONFIG = {
-    "number_of_netty_threads": ("1", "2", "4"),
-    "netty_client_threads": ("1", "2", "4"),
-    "metrics_mode": ("prometheus", "log"),
-    "disable_system_metrics": ("true", "false"),
-    "prefer_direct_buffer": ("true", "false"),
-    "async_logging": ("true",),
-}
-JAVA = ("-XX:+UseSerialGC", "-XX:+UseParallelGC", "-XX:+UseG1GC", "-XX:TieredStopAtLevel=1", "-Xmx256m")
+WORKERS = (1, 2, 3)
+MODEL = {"batchSize": (1, 8, 32, 64), "maxBatchDelay": (0, 1, 2, 5)}
+CONFIG = {"number_of_netty_threads": ("2",), "netty_client_threads": ("2",), "async_logging": ("true",)}
+JAVA = ("-XX:+UseSerialGC", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1")
 FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
 
 
@@ -43,7 +38,7 @@ def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[s
     found, lines = {SHIPPED: Setting(base)}, read_properties(PROPERTIES)
     for factor in factors:
         if factor == "workers":
-            for count in range(1, 5):
+            for count in WORKERS:
                 if count != workers:
                     found[factor, str(count)] = Setting({"minWorkers": count, "maxWorkers": count})
         elif factor in MODEL:
@@ -71,6 +66,7 @@ def measure_setting(setting: Setting, arguments: argparse.Namespace, images: lis
                 measure(launch.url, images, connections=arguments.connections, seconds=arguments.warmup)
             load = {"url": launch.url, "images": images, "seconds": arguments.seconds}
             many = measure(connections=arguments.connections, **load)
+            load["seconds"] /= 2
             some, one = measure(connections=8, **load), measure(connections=1, **load)
             return {
                 "requests_per_second": many.requests_per_second,
@@ -83,13 +79,13 @@ def measure_setting(setting: Setting, arguments: argparse.Namespace, images: lis
 
 
 def rows_of(found: dict) -> list[list[str]]:
-    """Medians over the rounds; the ratio is the median of each round's to the shipped setting's."""
-    rows, shipped = [], [each["requests_per_second"] for each in found[SHIPPED]]
+    """Medians over the rounds; the ratio: of each round to the mean of its two of the shipped setting."""
+    rows, rates = [], [each["requests_per_second"] for each in found[SHIPPED]]
+    shipped = [statistics.mean(pair) for pair in zip(rates[::2], rates[1::2], strict=True)]
     for (factor, value), rounds in found.items():
         middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-        ratio = statistics.median(
-            each["requests_per_second"] / base for each, base in zip(rounds, shipped, strict=True)
-        )
+        bases = rates if (factor, value) == SHIPPED else shipped
+        ratio = statistics.median(a["requests_per_second"] / b for a, b in zip(rounds, bases, strict=True))
         row = [factor, value, f"{middle['requests_per_second']:,.0f}", f"{ratio:.2f}"]
         row += [f"{middle[key]:.1f}" for key in ("p99_ms", "p50_at_8", "p50_at_1")]
         rows.append([*row, f"{middle['memory']:.0f}", f"{middle['cold_start']:.1f}"])
@@ -103,9 +99,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--workers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--connections", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--warmup", type=float, default=15, help="seconds; default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=8, help="of each measurement; default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=4, help="measured; half of it each for 8 and 1; default: %(default)s"
+    )
     parser.add_argument("--no-page", action="store_true", help="do not write docs/tuning.md")
     arguments = parser.parse_args(argv)
     require_wrk()
@@ -115,8 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     expected = Predictor.load(ROOT / "models" / "best_model").predict(images[:1])[0].predicted_class
     settings, found = settings_of(arguments.only, shipped, arguments.workers), defaultdict(list)
     for number in range(arguments.rounds):
-        for name, setting in settings.items():
-            found[name].append(measure_setting(setting, arguments, images, expected))
+        for name in [*settings, SHIPPED]:
+            found[name].append(measure_setting(settings[name], arguments, images, expected))
             rate = found[name][-1]["requests_per_second"]
             print(f"round {number + 1}, {' '.join(name).strip()}: {rate:.0f} requests/s", flush=True)
     rates = [each["requests_per_second"] for each in found[SHIPPED]]
@@ -124,10 +122,11 @@ def main(argv: list[str] | None = None) -> int:
     lines = [
         *describe_machine(),
         f"- Load: wrk, {arguments.connections} connections, {source}; {arguments.warmup:g} s of warm-up, "
-        f"{arguments.seconds:g} s measured, medians of {arguments.rounds} rounds",
+        f"{arguments.seconds:g} s measured, {arguments.rounds} round{'s' * (arguments.rounds > 1)}",
         f"- Shipped: {arguments.workers} workers, batchSize {shipped['batchSize']}, maxBatchDelay "
         f"{shipped['maxBatchDelay']} ms, `{read_properties(PROPERTIES)['vmargs']}`, torchserve/log4j2.xml",
-        f"- The shipped setting's own rounds differ by {spread:.0f}%: a smaller difference means nothing",
+        f"- The shipped setting's own {len(rates)} measurements differ by {spread:.0f}%: "
+        "a smaller difference means nothing",
         "",
         table(COLUMNS, rows_of(found)),
     ]

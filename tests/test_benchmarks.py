@@ -12,6 +12,7 @@ import yaml
 from benchmarks import contenders, load, stages, tune
 from benchmarks.servers import find_class
 from benchmarks.tables import table
+from benchmarks.targets import targets
 from benchmarks.torchserve import PROPERTIES, Setting, read_properties, repack
 from src.serving.load_requests import draw_images, encode_png
 from tests.conftest import ROOT
@@ -122,3 +123,19 @@ def test_wrk_measures_and_counts_what_is_not_answered(server):
 def test_stage_histograms_of_a_server(server):
     assert server.predict(PNG).status_code == 200
     assert re.search(r"^\| decode +\| +\d+ \| +[\d.]+ \|$", stages.histograms(server.metrics), re.MULTILINE)
+
+
+def test_targets_compare_with_the_best_of_each_round():
+    own = {"p99_ms": 30, "p50_at_1": 2, "cold_start": 3, "memory": 950}
+    found = {
+        "project": [own | {"requests_per_second": rate} for rate in (6000, 8000)],
+        "one": [{"requests_per_second": rate} for rate in (2000, 5000)],
+        "two": [{"requests_per_second": rate} for rate in (3000, 4000)],
+        "in-process": [{"requests_per_second": rate} for rate in (10000, 10000)],
+    }
+    rows = {title: cells for title, *cells in targets(found)}
+    assert rows["requests/s"] == ["at least 5,000", "7,000", "yes"]
+    assert rows["memory MB"] == ["at most 900", "950", "NO"]
+    assert rows["times the best other server"] == ["at least 2", "1.80", "NO"]
+    assert rows["share of the in-process limit"] == ["at least 0.5", "0.70", "yes"]
+    assert targets({"one": found["one"]}) == []
