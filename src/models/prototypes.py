@@ -6,15 +6,17 @@ from torch.nn import functional
 
 from src.models.pretrained import build_timm
 
-SCALE = 10.0  # of cosines, so that softmax can be sure: the largest difference of two logits is 20
+SCALE = 10.0  # of cosines, so that softmax can be sure: two logits differ by 20 at most
 
 
 class PrototypeNetwork(nn.Module):
-    """A timm backbone, an embedding of unit length, and logits that are its scaled cosines with the prototypes.
+    """A timm backbone, an embedding of unit length, and logits that are its scaled products with the prototypes.
 
     ``prototypes`` (classes, embedding_size) is a buffer: it is set to the class means of the training embeddings
     (``set_prototypes``), never by the optimizer, and travels in the state_dict. Training and serving compare with it by
-    the same forward. A new network has random directions there, so that the classes pull apart from the first step on.
+    the same forward: a logit is the mean cosine with the training images of the class, times SCALE. The means keep their
+    lengths, which are small while a class is scattered; scaled to 1, they made the network too sure of itself.
+    A new network has random directions there, so that the classes pull apart from the first step on.
     ``pretrained`` and ``weights`` are those of ``build_timm``; so are the errors.
     """
 
@@ -44,7 +46,7 @@ class PrototypeNetwork(nn.Module):
 
     def compare(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings (N, embedding_size) of unit length -> logits (N, classes)."""
-        return SCALE * functional.linear(embeddings, functional.normalize(self.prototypes))
+        return SCALE * functional.linear(embeddings, self.prototypes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Float (N, channels, H, W) -> logits (N, classes)."""
