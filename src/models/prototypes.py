@@ -14,8 +14,8 @@ class PrototypeNetwork(nn.Module):
 
     ``prototypes`` (classes, embedding_size) is a buffer: it is set to the class means of the training embeddings
     (``set_prototypes``), never by the optimizer, and travels in the state_dict. Training and serving compare with it by
-    the same forward: a logit is the mean cosine with the training images of the class, times SCALE. The means keep their
-    lengths, which are small while a class is scattered; scaled to 1, they made the network too sure of itself.
+    the same forward: a logit is SCALE times the mean cosine with the training images of the class. The means keep their
+    lengths, which are small while a class is scattered; scaled to 1 they made the network too sure of itself.
     A new network has random directions there, so that the classes pull apart from the first step on.
     ``pretrained`` and ``weights`` are those of ``build_timm``; so are the errors.
     """
