@@ -20,7 +20,8 @@ from src.models.storage import CONFIG_NAME, WEIGHTS_NAME
 from src.preprocessing import Preprocessing
 
 CLASS_NAMES = ["Bag", "Dress", "Shirt"]
-SMALL = {"basic_cnn": {"widths": [8, 16]}, "resnet": {"widths": [8, 16], "blocks": [1, 0]}}
+SMALL = {"basic_cnn": {"widths": [8, 16]}, "resnet": {"widths": [8, 16], "blocks": [1, 0]},
+         "prototypes": {"backbone": "test_resnet", "embedding_size": 16}}  # fmt: skip
 
 
 def config_of(architecture: str, channels: int = 1, **values) -> ModelConfig:
@@ -97,7 +98,7 @@ def test_normalization_is_part_of_the_model():
 
 
 def test_unknown_names_list_the_valid_ones():
-    with pytest.raises(ValueError, match=r"'vgg'.*valid: basic_cnn, custom_cnn, efficientnet, resnet, resnet18"):
+    with pytest.raises(ValueError, match=r"'vgg'.*valid: basic_cnn, custom_cnn, efficientnet, prototypes, resnet"):
         build_network("vgg", 1, 10)
     with pytest.raises(ValueError, match=r"blocks for basic_cnn; valid: widths, dropout"):
         build_network("basic_cnn", 1, 10, blocks=[1])

@@ -13,6 +13,7 @@ import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.augmentation import BatchAugmentation
+from src.data.triplets import TripletDataset
 
 SPLITS = ("train", "validation", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
@@ -92,7 +93,7 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         self.config = config
         self.augmentation = BatchAugmentation(**config.augmentation)
-        self.datasets: dict[str, ArrayDataset] = {}
+        self.datasets: dict[str, ArrayDataset | TripletDataset] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Load what ``stage`` needs (None: everything), so that fitting never opens the test split."""
@@ -101,6 +102,9 @@ class ImageDataModule(L.LightningDataModule):
                 images, labels = load_split(self.config.data.directory, name)
                 limit = self.config.data.limit if name == "train" else None
                 self.datasets[name] = ArrayDataset(images[:limit], labels[:limit])
+                if name == "train" and self.config.training.objective == "triplet":
+                    names = load_class_names(self.config.data.directory)
+                    self.datasets[name] = TripletDataset(self.datasets[name], names, self.config.seed, self._epoch)
         batch, images = self.config.training.batch_size, len(self.datasets.get("train", ()))
         if "train" in self.datasets and images < batch:
             raise ValueError(

@@ -4,27 +4,31 @@ from pathlib import Path
 
 from torch import nn
 
+SHOWN = 8  # similar names, in a message
+
 
 def build_efficientnet(
     channels: int, classes: int, dropout: float = 0.2, pretrained: bool = False, weights: str | None = None
 ) -> nn.Module:
     """EfficientNet-B0 (Tan and Le 2019, arXiv:1905.11946)."""
-    return _build_timm("efficientnet_b0", channels, classes, dropout, pretrained, weights)
+    return build_timm("efficientnet_b0", channels, classes, dropout, pretrained, weights, section="efficientnet")
 
 
 def build_resnet18(
     channels: int, classes: int, dropout: float = 0.0, pretrained: bool = False, weights: str | None = None
 ) -> nn.Module:
     """ResNet-18 (He et al. 2016, arXiv:1512.03385)."""
-    return _build_timm("resnet18", channels, classes, dropout, pretrained, weights)
+    return build_timm("resnet18", channels, classes, dropout, pretrained, weights, section="resnet18")
 
 
-def _build_timm(
-    name: str, channels: int, classes: int, dropout: float, pretrained: bool, weights: str | None
+def build_timm(
+    name: str, channels: int, classes: int, dropout: float, pretrained: bool, weights: str | None, section: str
 ) -> nn.Module:
-    """``pretrained`` downloads timm's weights; ``weights`` reads a local file instead.
+    """timm's model ``name``; with 0 ``classes`` it ends in its pooled features. ``section``: its part of ``model`` in
+    the config, for messages. ``pretrained`` downloads timm's weights; ``weights`` reads a local file instead.
 
-    Raises FileNotFoundError when that file is missing, ConnectionError when the download fails."""
+    Raises ValueError for a name that timm does not know, FileNotFoundError when that file is missing, ConnectionError
+    when the download fails."""
     try:
         import timm
     except ImportError as error:
@@ -32,6 +36,9 @@ def _build_timm(
             f"{name} comes from timm, which is in requirements.txt but not in a server's requirements; "
             "run this in the training environment"
         ) from error
+    if not timm.is_model(name):
+        close = timm.list_models(f"{name.split('_')[0]}*")[:SHOWN]
+        raise ValueError(f"timm has no model {name!r}; with a similar name it has: {', '.join(close) or 'none'}")
     source = {}
     if weights is not None:
         if not Path(weights).is_file():
@@ -51,5 +58,5 @@ def _build_timm(
             raise
         raise ConnectionError(
             f"the pretrained weights of {name} cannot be downloaded ({type(error).__name__}); name a local file "
-            f"(model.{name}.weights=FILE) or train from scratch (model.{name}.pretrained=false)"
+            f"(model.{section}.weights=FILE) or train from scratch (model.{section}.pretrained=false)"
         ) from error

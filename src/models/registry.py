@@ -7,6 +7,7 @@ from torch import nn
 from src.models.basic_cnn import BasicCNN
 from src.models.custom_cnn import CustomCNN
 from src.models.pretrained import build_efficientnet, build_resnet18
+from src.models.prototypes import PrototypeNetwork
 from src.models.resnet import ResNet
 
 ARCHITECTURES = {
@@ -15,6 +16,7 @@ ARCHITECTURES = {
     "resnet": ResNet,
     "efficientnet": build_efficientnet,
     "resnet18": build_resnet18,
+    "prototypes": PrototypeNetwork,
 }
 
 

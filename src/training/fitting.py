@@ -17,9 +17,11 @@ from src.models.config import CONFIG_NAME
 from src.preprocessing import Preprocessing
 from src.training.module import ClassifierModule
 from src.training.tracking import RunLogger, git_commit, open_run
+from src.training.triplet_module import TripletModule
 
 LAST_NAME = "last.ckpt"
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
+OBJECTIVES = {"classification": ClassifierModule, "triplet": TripletModule}
 FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
 
 logger = logging.getLogger(__name__)
@@ -72,13 +74,15 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     """
     if config.training.monitor not in MONITORS:
         raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
+    check_objective(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     class_names, info = load_class_names(config.data.directory), load_data_info(config.paths.metrics)
     network = build_network(
         config.model.architecture, config.preprocessing.channels, len(class_names), **architecture_args(config)
     )
     model = ImageClassifier(network, info["mean"], info["std"]).to(memory_format=torch.channels_last)
-    module = ClassifierModule(model, config.training, len(class_names), config.seed)
+    objective = OBJECTIVES[config.training.objective]
+    module = objective(model, config.training, len(class_names), config.seed)
     if config.training.compile:
         model.network.compile()
     data = ImageDataModule(config)
@@ -97,6 +101,20 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     if not history.epochs:
         raise ValueError(f"nothing to do: the run in {last.dirpath} has had its {config.training.epochs} epochs")
     return Fitted(module, data, trainer, run, history.epochs, best, last)
+
+
+def check_objective(config) -> None:
+    """Raises ValueError when ``training.objective`` is unknown or does not go with the other settings."""
+    objective, architecture = config.training.objective, config.model.architecture
+    if objective not in OBJECTIVES:
+        raise ValueError(f"unknown training.objective {objective!r}; valid: {', '.join(OBJECTIVES)}")
+    if (objective == "triplet") != (architecture == "prototypes"):
+        raise ValueError(
+            f"training.objective={objective} does not go with model.architecture={architecture}: "
+            "triplet and prototypes need each other"
+        )
+    if objective == "triplet" and config.training.ema_decay is not None:
+        raise ValueError("training.ema_decay averages weights, not what prototypes are made of; set it to null")
 
 
 def architecture_args(config) -> dict:

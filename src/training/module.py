@@ -12,7 +12,7 @@ from src.training.optimization import build_optimizer, build_schedule
 
 
 class ClassifierModule(L.LightningModule):
-    """Cross-entropy with label smoothing; logs loss, accuracy and macro F1 by epoch for each split."""
+    """Cross-entropy with label smoothing; logs loss, accuracy, macro and micro F1 by epoch for each split."""
 
     def __init__(self, model: ImageClassifier, training, classes: int, seed: int):
         super().__init__()
@@ -23,6 +23,7 @@ class ClassifierModule(L.LightningModule):
             {
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
                 "f1": MulticlassF1Score(classes, average="macro"),
+                "f1_micro": MulticlassF1Score(classes, average="micro"),  # the accuracy: each image has one class
             }
         )
         self.metrics = nn.ModuleDict({f"{split}_": metrics.clone(f"{split}_") for split in ("train", "val", "test")})
@@ -53,12 +54,16 @@ class ClassifierModule(L.LightningModule):
         images, labels = batch
         logits = self.model(images)
         loss = loss_function(logits, labels)
+        self.log_step(split, logits, labels, {"loss": loss})
+        return loss
+
+    def log_step(self, split: str, logits: torch.Tensor, labels: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
+        """Add a batch to the means of the epoch: ``losses`` by name, and the metrics of ``logits`` (N, classes)."""
         metrics = self.metrics[f"{split}_"]
         metrics.update(logits.detach(), labels)
-        size = len(labels)
-        self.log(f"{split}_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
-        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=split == "val", batch_size=size)
-        return loss
+        by_epoch = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        self.log_dict({f"{split}_{k}": v for k, v in losses.items()}, prog_bar=True, sync_dist=True, **by_epoch)
+        self.log_dict(metrics, prog_bar=split == "val", **by_epoch)
 
     def configure_optimizers(self):
         optimizer = build_optimizer(self.model, self.training_config)

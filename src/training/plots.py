@@ -97,3 +97,15 @@ def plot_formats(rows: list[tuple[str, float, float]], path: Path) -> None:
     axes.invert_yaxis()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_images(images: list[np.ndarray], titles: list[str], path: Path) -> None:
+    """A row of images, each uint8 (C, H, W) with C 1 or 3, under their titles."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, row = plt.subplots(1, len(images), figsize=(1.8 * len(images), 2.2), layout="constrained", squeeze=False)
+    for axes, image, title in zip(row[0], images, titles, strict=True):
+        axes.imshow(image.transpose(1, 2, 0), cmap="gray" if len(image) == 1 else None, vmin=0, vmax=255)
+        axes.set_title(title, fontsize=8)
+        axes.axis("off")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
