@@ -22,9 +22,10 @@ def targets(found: dict[str, list[dict]]) -> list[list[str]]:
         row(title, statistics.median(each[key] for each in own), limit, least) for title, key, limit, least in LIMITS
     ]
     rates = {name: [each["requests_per_second"] for each in rounds] for name, rounds in found.items()}
-    project, limit = rates.pop("project"), rates.pop("in-process", None)
-    if rates:
-        best = [max(peers) for peers in zip(*rates.values(), strict=False)]
+    project, limit = rates["project"], rates.get("in-process")
+    others = [values for name, values in rates.items() if name != "in-process" and not name.startswith("project")]
+    if others:
+        best = [max(peers) for peers in zip(*others, strict=False)]
         rows.append(row("times the best other server", compare(project, best), TIMES_BEST_PEER, True))
     if limit:
         rows.append(row("share of the in-process limit", compare(project, limit), SHARE_OF_LIMIT, True))
