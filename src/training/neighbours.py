@@ -48,7 +48,7 @@ def find_neighbours(config, model_path: str, query: Path, count: int) -> list[di
         {"row": int(row), "class": card.class_names[labels[row]], "similarity": round(float(similarities[row]), 4)}
         for row in rows
     ]
-    titles = [query.name] + [f"{item['class']}  {item['similarity']:.3f}" for item in neighbours]
+    titles = ["query"] + [f"{item['class']}  {item['similarity']:.3f}" for item in neighbours]
     plot_images([image, *images[rows]], titles, Path(config.paths.plots) / "neighbours.png")
     return neighbours
 
