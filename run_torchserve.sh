@@ -90,7 +90,7 @@ stop_server() {
         say "Removing container $container"
         docker rm -f "$container" >/dev/null
     fi
-    rm -rf "$run/running" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
+    rm -rf "$run/running" "$run/models" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
 }
 
 address() {  # of an API of the native server that runs

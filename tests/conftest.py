@@ -85,7 +85,8 @@ def run_script(root: Path, *arguments: str, timeout: int = 400, **environment: s
         text=True,
         timeout=timeout,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        # MLflow's set_tracking_uri writes into the environment of whoever called it.
+        env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | environment,
     )
 
 

@@ -168,7 +168,7 @@ def test_a_form_is_smaller_than_a_raw_image_may_be(front):
 
 
 def test_a_form_before_a_worker_that_dies_is_no_400(front, server, service):
-    """ "Worker died." stays a 500, whatever was sent: the client is not to blame, and may send again."""
+    """ "Worker died." stays a 5xx, whatever was sent: the client is not to blame, and may send again."""
     workers = [worker["pid"] for worker in server.describe()["workers"]]
     with ThreadPoolExecutor(40) as pool:
         for worker in workers:
@@ -183,9 +183,15 @@ def test_a_form_before_a_worker_that_dies_is_no_400(front, server, service):
             for worker in workers:
                 os.kill(worker, signal.SIGKILL)
         answers = [one.result(timeout=4 * TIMEOUT) for one in sent]
-    assert {answer.status_code for answer in answers} == {200, 500}
-    died = next(answer for answer in answers if answer.status_code == 500)
-    assert died.json() == {"code": 500, "type": "InternalServerException", "message": "Worker died."}
+    died = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(died) < len(answers)
+    for answer in died:
+        assert answer.status_code in (500, 507)  # 507: while the Java was short of memory
+        assert answer.json() == {
+            "code": answer.status_code,
+            "type": "InternalServerException",
+            "message": "Worker died.",
+        }
     wait_ready(service, 4 * TIMEOUT)
 
 
