@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -105,6 +106,10 @@ class ImageDataModule(L.LightningDataModule):
                 if name == "train" and self.config.training.objective == "triplet":
                     names = load_class_names(self.config.data.directory)
                     self.datasets[name] = TripletDataset(self.datasets[name], names, self.config.seed, self._epoch)
+        if not 0 < self.config.training.early_scale <= 1:
+            raise ValueError(
+                f"training.early_scale is {self.config.training.early_scale}; it must be above 0 and at most 1"
+            )
         batch, images = self.config.training.batch_size, len(self.datasets.get("train", ()))
         if "train" in self.datasets and images < batch:
             raise ValueError(
@@ -136,11 +141,23 @@ class ImageDataModule(L.LightningDataModule):
         return self.trainer.current_epoch if self.trainer is not None else 0
 
     def on_after_batch_transfer(self, batch, dataloader_idx: int):
-        """Augment training batches, on the device that trains."""
+        """Augment training batches, on the device that trains; shrink them in the early epochs."""
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             images = self.augmentation(images)
+            training = self.config.training
+            if self._epoch() < training.early_share * training.epochs:
+                images = shrink(images, training.early_scale)
         return images, labels
+
+
+def shrink(images: torch.Tensor, scale: float) -> torch.Tensor:
+    """uint8 (N, C, H, W) -> uint8 (N, C, H * scale, W * scale), bilinear with antialiasing."""
+    if scale == 1:
+        return images
+    size = [max(1, round(side * scale)) for side in images.shape[2:]]
+    smaller = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return smaller.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _as_it_is(batch):
