@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Serve the trained model with TorchServe: from a fresh clone to an answered request.
 set -euo pipefail
-caller=$PWD
+caller=$PWD given=("$@")
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
@@ -11,6 +11,7 @@ Usage: ./run_torchserve.sh [--native | --docker] [--runtime NAME] [--secure [--c
 
 Makes what it needs, exports models/best_model, builds and verifies the archive, starts the server, waits until the
 model is ready, sends torchserve/sample_input.json and prints the answer. Run again, it changes only what changed.
+A server that ends by itself is started again.
 
   --native    run TorchServe on this machine (default when no Docker engine answers)
   --docker    run it in the image mymodel-serve:v1 (default when an engine answers)
@@ -59,17 +60,18 @@ fi
 model=fashion_mnist
 run=$PWD/torchserve/.run tls=$PWD/torchserve/.run/tls
 export TORCHSERVE_CERTIFICATE=$tls/certificate.pem  # what the clients below trust behind https
-pid_file=$run/tmp/.model_server.pid
 
 source torchserve/environment.sh  # makes the Python environment, chooses the Java
 source torchserve/archive.sh      # exports, builds and verifies what is served
+source torchserve/native.sh       # --native
 source torchserve/container.sh    # --docker
 
-running_pid() {  # prints the PID of the server that this script started, if it is alive
-    [[ -f $pid_file ]] || return 1
-    local pid; pid=$(<"$pid_file")
-    # The config's path tells it from another checkout's server that got the number of one of ours.
-    [[ -r /proc/$pid/cmdline ]] && grep -qzxF "$run/config.properties" "/proc/$pid/cmdline" && echo "$pid"
+one_at_a_time() {  # until this script ends; what it starts must not hold the lock, hence 8>&- there
+    (umask 077; mkdir -p "$run")
+    exec 8>"$run/lock"
+    flock --nonblock 8 && return
+    say "Waiting for another ./run_torchserve.sh"
+    flock --timeout 900 8 || fail "another ./run_torchserve.sh of this checkout has been at work for 15 minutes; end it first"
 }
 
 is_running() {  # sets pid in native mode
@@ -79,6 +81,10 @@ is_running() {  # sets pid in native mode
 
 stop_server() {
     local pid
+    if [[ $(watcher_pid) != "$PPID" ]]; then  # the watcher starts the server by this script, too
+        if pid=$(watcher_pid); then kill -- "-$pid" 2>/dev/null || true; fi
+        rm -f "$run/watcher"
+    fi
     if pid=$(running_pid); then
         drain || say "Not every request could be answered first"
         say "Stopping TorchServe (process $pid)"
@@ -144,36 +150,6 @@ url() {  # of the API $1, for this machine; $2 is its port
     if [[ $mode == docker ]]; then echo "$scheme://127.0.0.1:$2"; else address "$1"; fi
 }
 
-check_ports() {
-    "$python" -m src.serving.ports "$inference" "$management" "$metrics" \
-        || fail "stop the program on that port, or choose others: --ports 9080,9081,9082"
-}
-
-start_native() {
-    check_ports
-    say "Starting TorchServe"
-    mkdir -p "$run/logs"
-    rm -f "$run/logs"/*
-    # A worker's socket lies in the temporary folder, and a socket's path must stay below 108 bytes.
-    if ((${#run} < 80)); then mkdir -p "$run/tmp"; else ln -s "$(mktemp -d)" "$run/tmp"; fi
-    local tmp; tmp=$(readlink -f "$run/tmp")
-    mv "$run/next.properties" "$run/config.properties"
-    local root=$PWD options=(--disable-token-auth) beside=() name
-    if [[ $secure == yes ]]; then options=(); fi
-    for name in "${others[@]}"; do beside+=("$name=$name.mar"); done
-    printf '%s\n' "$model" "${others[@]}" >"$run/models"
-    # In a folder of its own, because TorchServe reads and writes files in the current one.
-    (
-        cd "$run"
-        umask 077  # the keys of --secure are written here
-        env -u PYTHONPATH -u TS_CONFIG_FILE TMPDIR="$tmp" TEMP="$tmp" LOG_LOCATION="$run/logs" METRICS_LOCATION="$run/logs" \
-            setsid "$root/$python" -c 'from ts.model_server import start; start()' --start --ncs "${options[@]}" \
-            --ts-config "$run/config.properties" --log-config "$root/torchserve/log4j2.xml" \
-            --model-store "$root/torchserve/model-store" --models "$model=${archive##*/}" "${beside[@]}" \
-            >"$run/logs/console.log" 2>&1 </dev/null
-    ) || { cat "$run/logs/console.log" >&2; fail "TorchServe did not start; its message is above"; }
-}
-
 fetch_keys() {  # waits until TorchServe has written them
     for _ in $(seq 150); do
         if [[ $mode == docker ]]; then
@@ -191,6 +167,7 @@ key() {  # prints the key for inference or management, a new one if it has expir
     echo "${header##* }"
 }
 
+one_at_a_time
 if [[ $stop == yes ]]; then
     stop_server
     say "Stopped"
@@ -255,6 +232,7 @@ done
 if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference); fi
 say "Sending torchserve/sample_input.json"
 "$python" -m src.serving.operate send torchserve/sample_input.json --inference "$inference_url" --model "$model"
+if [[ $mode == native ]]; then watch_server; fi
 curl=curl
 if [[ $secure == yes ]]; then
     curl="curl --cacert torchserve/.run/tls/certificate.pem -H @<($python -m src.serving.tokens inference)"

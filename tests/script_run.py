@@ -16,8 +16,8 @@ from tests.conftest import TIMEOUT
 
 # All that the scripts and TorchServe call; java, docker and nvidia-smi are not among them.
 TOOLS = (
-    *("bash", "cat", "chmod", "cp", "cut", "dirname", "env", "find", "flock", "grep", "head", "id", "kill", "ln"),
-    *("mkdir", "mktemp", "mv", "python3", "readlink", "rm", "sed", "seq", "setsid", "sh", "sha256sum", "sleep"),
+    *("bash", "cat", "chmod", "cp", "cut", "date", "dirname", "env", "find", "flock", "grep", "head", "id", "kill"),
+    *("ln", "mkdir", "mktemp", "mv", "python3", "readlink", "rm", "sed", "seq", "setsid", "sh", "sha256sum", "sleep"),
     *("tail", "timeout", "tr"),
 )
 

@@ -204,24 +204,29 @@ def test_a_full_disk_under_the_logs_stops_no_answer(own, url):
     filler.unlink()
 
 
-def test_after_a_crash_the_deployed_version_serves_again(own, service, url, store):
-    archive = store.folder / store.deployed()[-1]
+def test_after_a_crash_the_deployed_version_is_started_again_by_itself(own, service, url, store):
+    killed = pid_of(own.root)
     with Traffic(url) as traffic:
-        os.kill(pid_of(own.root), signal.SIGKILL)
-        wait_until_none(own.root)
+        os.kill(killed, signal.SIGKILL)
         traffic.wait_for(lambda seen: seen["ConnectionError"] == traffic.clients)
     assert traffic.seen.keys() <= {"2.0", "ConnectionError", 500, 503}
+    again = own.start("--native")  # waits for the watcher, which is at it
+    assert f"TorchServe is running with this archive (process {pid_of(own.root)})" in again.stdout
+    assert pid_of(own.root) != killed
+    assert versions(service) == {"2.0": True}
+    log = (own.root / "torchserve" / ".run" / "restarts.log").read_text()
+    assert "the server has ended by itself; starting it again" in log
+    assert "Verifying the deployed archive torchserve/model-store/fashion_mnist-2.0.mar" in log
+
+
+def test_a_deployed_archive_that_was_changed_is_refused(own, store):
+    archive = store.folder / store.deployed()[-1]
     content = archive.read_bytes()
     archive.write_bytes(content + b"tampered")
     refused = own.script("--native", "--ports", ",".join(map(str, own.ports)))
+    archive.write_bytes(content)
     assert refused.returncode == 1
     assert "fashion_mnist-2.0.mar was changed: its SHA-256 is" in refused.stderr
-    archive.write_bytes(content)
-    done = own.start("--native")
-    assert "Verifying the deployed archive torchserve/model-store/fashion_mnist-2.0.mar" in done.stdout
-    assert versions(service) == {"2.0": True}
-    again = own.start("--native")
-    assert f"TorchServe is running with this archive (process {pid_of(own.root)})" in again.stdout
 
 
 def test_rollback_under_traffic(service, url, store):

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import stat
+import time
 from pathlib import Path
 
 import psutil
@@ -132,15 +133,57 @@ def test_what_changed_is_served_by_a_new_server_and_the_neighbour_goes_on(secure
     assert server.describe()["workers"][0]["status"] == "READY"
 
 
-def test_after_a_crash_stop_cleans_up_and_may_be_repeated(secured, server):
-    temporary = (secured.root / "torchserve" / ".run" / "tmp").resolve()
+def test_a_server_that_ends_by_itself_is_started_again_with_what_it_served(secured):
+    killed, served = pid_of(secured.root), secured.root / "torchserve" / "model-store" / "fashion_mnist.mar"
+    before, weights = served.read_bytes(), secured.root / "models" / "best_model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(b"the half of a model that somebody trains just now")
+    os.kill(killed, signal.SIGKILL)
+    wait_until_another_serves(secured, killed)
+    assert served.read_bytes() == before
+    assert (secured.root / "torchserve" / ".run" / "logs.before" / "console.log").is_file()
+    weights.write_bytes(content)
+
+
+def test_stop_ends_a_server_that_is_being_started_again(secured):
+    os.kill(pid_of(secured.root), signal.SIGKILL)
+    log = secured.root / "torchserve" / ".run" / "restarts.log"
+    deadline = time.monotonic() + 60
+    while log.read_text().count("starting it again") < 2:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    done = secured.script("--stop")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    wait_until_none(secured.root)
+    time.sleep(2)  # longer than the watcher sleeps
+    assert processes_of(secured.root) == []
+    secured.start()
+
+
+def test_after_a_power_cut_stop_cleans_up_and_may_be_repeated(secured, server):
+    folder = secured.root / "torchserve" / ".run"
+    temporary = (folder / "tmp").resolve()
+    os.kill(int((folder / "watcher").read_text()), signal.SIGKILL)
     os.kill(pid_of(secured.root), signal.SIGKILL)
     wait_until_none(secured.root)
     for _ in range(2):
         done = secured.script("--stop", cwd=Path("/"))
         assert (done.returncode, done.stdout, done.stderr) == (0, "==> Stopped\n", "")
     assert not temporary.exists()
-    assert sorted(os.listdir(secured.root / "torchserve" / ".run")) == [
-        "config.properties", "exported", "logs", "management_url", "tls",
+    assert sorted(os.listdir(folder)) == [
+        "config.properties", "exported", "lock", "logs", "logs.before", "management_url", "restarts.log", "tls",
     ]  # fmt: skip
     assert server.describe()["workers"][0]["status"] == "READY"
+
+
+def wait_until_another_serves(run: Run, killed: int) -> None:
+    """Wait until a server with another process than ``killed`` answers."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            if pid_of(run.root) != killed and run.predict().status_code == 200:
+                return
+        except (OSError, ValueError):  # no file, half a file, no server yet
+            pass
+        time.sleep(0.3)
+    raise AssertionError((run.root / "torchserve" / ".run" / "restarts.log").read_text())

@@ -21,10 +21,16 @@ build_archive() {
         || fail "$archive was changed after it was built; delete ${archive%/*} and run this again"
 }
 
-choose_archive() {  # what operate deploy left, if anything
-    if [[ $mode != native || ! -s $deployed ]]; then build_archive; return; fi
-    archive=torchserve/model-store/$(tail -n 1 "$deployed")
-    say "Verifying the deployed archive $archive; without $deployed models/best_model is served"
+choose_archive() {
+    if [[ $mode == native && -s $deployed ]]; then
+        archive=torchserve/model-store/$(tail -n 1 "$deployed")
+        say "Verifying the deployed archive $archive; without $deployed models/best_model is served"
+    elif [[ $mode == native && $(watcher_pid) == "$PPID" ]]; then
+        say "Verifying $archive, which was served; a model trained since is not"
+    else
+        build_archive
+        return
+    fi
     "$python" src/export/archive.py verify "$archive"
 }
 

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Started by run_torchserve.sh beside a native server: when that ends without --stop, starts it again in the same way.
+# Arguments: the folder that the script was called from, then the script's own arguments.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$1" || exit
+shift
+pid_file=$root/torchserve/.run/tmp/.model_server.pid
+
+lives() { grep -qzxF "$root/torchserve/.run/config.properties" "/proc/$(<"$pid_file")/cmdline" 2>/dev/null; }
+
+start_again() {
+    local delay
+    for delay in 1 2 4 8 16 32; do
+        echo "$(date '+%F %T') the server has ended by itself; starting it again"
+        "$root/run_torchserve.sh" "$@" && return
+        sleep "$delay"
+    done
+    echo "$(date '+%F %T') given up: start it with ./run_torchserve.sh when the reason above is gone"
+    return 1
+}
+
+while sleep 0.5; do
+    lives || start_again "$@" || exit
+done
