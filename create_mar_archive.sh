@@ -56,7 +56,7 @@ mkdir -p "$work/tmp" "$work/out" "$work/extra/src" "$output"
 cp src/__init__.py src/preprocessing.py src/styles.py "$work/extra/src/"
 cp -r src/models src/inference "$work/extra/src/"
 find "$work/extra" -name __pycache__ -prune -exec rm -rf {} +
-cp "$source/model_config.json" "$work/extra/"
+cp "$source/model_config.json" torchserve/sitecustomize.py "$work/extra/"
 env -u PYTHONPATH "$python" -m src.export.staging "$work" --source "$source" "${runtime[@]}"
 if [[ -z $experiment && -f dvc.lock ]]; then
     # What the model was made from; the stages after it would put this archive's own hash into itself.

@@ -74,12 +74,12 @@ def test_it_holds_the_shipped_rooms_and_nothing_else(archive):
     shipped = [ROOT / "src" / name for name in ("__init__.py", "preprocessing.py", "styles.py")]
     shipped += [path for room in ("models", "inference") for path in (ROOT / "src" / room).rglob("*.py")]
     rest = {"model.pt", "model_config.json", "model-config.yaml", "handler.py", "dvc.lock", "MAR-INF/MANIFEST.json"}
-    rest.add(FILES[RUNTIME])
+    rest |= {FILES[RUNTIME], "sitecustomize.py"}
     with zipfile.ZipFile(archive) as opened:
         assert set(opened.namelist()) == {str(path.relative_to(ROOT)) for path in shipped} | rest
         for path in shipped:
             assert opened.read(str(path.relative_to(ROOT))) == path.read_bytes()
-        for name in ("handler.py", "model-config.yaml"):
+        for name in ("handler.py", "model-config.yaml", "sitecustomize.py"):
             assert opened.read(name) == (ROOT / "torchserve" / name).read_bytes()
 
 

@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG
 
 CLIENTS = 6
-SCALING = 240  # seconds; three workers load torch
+SCALING = 240  # seconds
 
 
 def test_customized_description(server):
@@ -40,6 +41,12 @@ def test_customized_description(server):
     assert custom["versions"]["torchserve"] == "0.12.0"
     assert custom["runtime"] == RUNTIME
     assert custom["versions"].keys() == {"onnxruntime", "torchserve", "numpy"}
+
+
+def test_a_worker_loads_no_torch_that_its_runtime_does_not_use(server):
+    mapped = {Path(part.path).name for part in psutil.Process(server.describe()["workers"][0]["pid"]).memory_maps()}
+    assert any("onnxruntime" in name for name in mapped)
+    assert not any("torch" in name for name in mapped)
 
 
 def test_scaling_under_traffic_fails_no_request(server):
