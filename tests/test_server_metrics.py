@@ -49,14 +49,26 @@ def test_our_metrics_move_by_the_right_amounts(server):
     labels = [first["predicted_label"]] * 4 + [second["predicted_label"]]
     wanted = {("Predictions", label): float(labels.count(label)) for label in set(labels)}
     wanted |= {("RejectedInputs", reason): 1.0 for reason in ("not_an_image", "empty", "no_image", "bad_json")}
-    wanted[("Confidence_count", "")] = 4.0  # the first of each batch
-    wanted |= {("StageSeconds_count", stage): 8.0 for stage in ("decode", "inference", "encode")}  # one a batch
+    assert moved(server, before, wanted) == wanted
+
+
+def test_a_worker_samples_its_times_and_confidences(server):
+    confidence = server.predict(PNG).json()["confidence"]
+    time.sleep(1)  # so that what follows is a sample of its own
+    before = scrape(server)
+    server.predict(PNG)
+    wanted = {("StageSeconds_count", stage): 1.0 for stage in ("decode", "inference", "encode")}
+    wanted[("Confidence_count", "")] = 1.0
     assert moved(server, before, wanted) == wanted
     now = scrape(server)
-    confidence = now["Confidence_sum", ""] - before["Confidence_sum", ""]
-    assert confidence == pytest.approx(4 * first["confidence"], abs=1e-4)
+    assert now["Confidence_sum", ""] - before["Confidence_sum", ""] == pytest.approx(confidence, abs=1e-4)
     for stage in ("decode", "inference", "encode"):
         assert now["StageSeconds_sum", stage] > before["StageSeconds_sum", stage]
+    for _ in range(200):
+        server.predict(PNG)
+    wanted = {("Predictions", server.predict(PNG).json()["predicted_label"]): 201.0}
+    assert moved(server, now, wanted) == wanted
+    assert 1 <= scrape(server)["Confidence_count", ""] - now["Confidence_count", ""] < 200
 
 
 def test_metrics_by_status(server):
@@ -69,6 +81,7 @@ def test_metrics_by_status(server):
 
 
 def test_the_description_is_not_counted_as_work(server):
+    time.sleep(1)
     before = scrape(server)
     requests.get(f"{server.management}/models/fashion_mnist?customized=true", timeout=TIMEOUT)
     server.predict(PNG)

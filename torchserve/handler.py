@@ -3,6 +3,7 @@
 import io
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from src.preprocessing import ImageError
 
 JSON = "application/json"
 MAX_HOLD = 5.0  # seconds
+REPORT_EVERY = 0.2  # seconds
 MAX_ROWS = 64  # that go through the network at once
 
 
@@ -39,6 +41,7 @@ class ImageClassifierHandler:
         self.description = self.describe(checksums(folder, self.runtime), context.manifest["model"]["modelVersion"])
         self.version = self.description["model_version"]
         rows = properties["batch_size"]
+        self.report = Report(context.metrics)
         self.batch = PixelBatch(self.predictor.config.preprocessing, rows)
         self.predictor.warm_up(sorted({1, 2, rows // 2, rows, MAX_ROWS} - {0}))
 
@@ -46,6 +49,7 @@ class ImageClassifierHandler:
         """One JSON answer a request, in order. A request that cannot be answered gets 400 and disturbs no other."""
         started = time.perf_counter()
         self.batch.clear()
+        context.metrics.request_ids = {}  # each line would name every request of the batch
         work = [self.decode(request, index, context) for index, request in enumerate(data)]
         decoded = time.perf_counter()
         rows = (row for part in self.batch.parts(MAX_ROWS) for row in self.predictor.probabilities(part))
@@ -55,7 +59,9 @@ class ImageClassifierHandler:
         following = iter(predictions)
         answers = [self.encode(item, following, index, context, counts) for index, item in enumerate(work)]
         if counts:
-            self.record(context.metrics, counts, predictions, (started, decoded, inferred, time.perf_counter()))
+            encoding = time.perf_counter() - inferred
+            times = {"decode": decoded - started, "inference": inferred - decoded, "encode": encoding}
+            self.report.add(counts, times, predictions[0].confidence if predictions else None)
         return answers
 
     def decode(self, request: dict, index: int, context) -> tuple[int, bool] | ImageError | dict:
@@ -63,7 +69,7 @@ class ImageClassifierHandler:
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
         try:
             if is_describe_request(request, headers):
-                self.hold(headers.get("hold-until", "0"), context.metrics)
+                self.hold(headers.get("hold-until", "0"))
                 return self.description
             images, several = parse_request(request.values(), str(headers.get("content-type", "")))
             before = self.batch.used
@@ -78,14 +84,15 @@ class ImageClassifierHandler:
         except ImageError as error:
             return error
 
-    def hold(self, until: str, metrics) -> None:
+    def hold(self, until: str) -> None:
         """Take no request before ``until`` (Unix time); src/serving/scaling.py says why. Raises ImageError."""
         try:
             seconds = min(float(until) - time.time(), MAX_HOLD)
         except ValueError as error:
             raise ImageError("bad_header", f"the header hold-until is {until!r}, not a Unix time") from error
         if seconds > 0:
-            metrics.add_counter("Holds", 1)
+            self.report.write()  # this worker may end while it is held
+            self.report.metrics.add_counter("Holds", 1)
             time.sleep(seconds)
 
     def encode(self, item, predictions, index: int, context, counts: Counter) -> bytes:
@@ -100,30 +107,6 @@ class ImageClassifierHandler:
         images, several = item
         answers = [{**vars(next(predictions)), "model_version": self.version} for _ in range(images)]
         return orjson.dumps(answers if several else answers[0])
-
-    def record(self, metrics, counts: Counter, predictions: list, times: tuple[float, ...]) -> None:
-        """Custom metrics for Prometheus; torchserve/metrics.yaml declares each.
-
-        Each call is a line that TorchServe parses, so there are few: one a class, a reason and a stage, and the
-        confidence of the batch's first prediction, a sample. ``idx`` keeps the ids of all requests out of every line.
-        """
-        for (kind, name), count in counts.items():
-            metric, dimension = ("Predictions", "Class") if kind == "predicted" else ("RejectedInputs", "Reason")
-            metrics.add_counter(metric, count, idx=0, dimensions=[Dimension(dimension, name)])
-        if predictions:
-            confidence = predictions[0].confidence
-            metrics.add_metric(
-                "Confidence", confidence, "ratio", idx=0, dimensions=[], metric_type=MetricTypes.HISTOGRAM
-            )
-        for stage, begin, end in zip(("decode", "inference", "encode"), times, times[1:], strict=False):
-            metrics.add_metric(
-                "StageSeconds",
-                end - begin,
-                "s",
-                idx=0,
-                dimensions=[Dimension("Stage", stage)],
-                metric_type=MetricTypes.HISTOGRAM,
-            )
 
     def describe(self, checksums: dict[str, str], version: str) -> dict:
         """What ``GET /models/NAME?customized=true`` adds: classes, metrics, hashes, runtime and versions."""
@@ -150,6 +133,53 @@ class ImageClassifierHandler:
             "versions": self.predictor.runtime.versions | {"torchserve": ts.__version__, "numpy": np.__version__},
             "device": self.predictor.device,
         }
+
+
+class Report:
+    """What a worker tells Prometheus; torchserve/metrics.yaml declares each metric.
+
+    Each value is a log line, which TorchServe takes apart, and a line an image costs more than the image. So a thread
+    writes, every ``REPORT_EVERY``: the sum of each counter, and the latest value of each histogram.
+    """
+
+    def __init__(self, metrics):
+        self.metrics = metrics
+        self.lock, self.something = threading.Lock(), threading.Event()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.times: dict[str, float] = {}
+        self.confidence: float | None = None
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def add(self, counts: Counter, times: dict[str, float], confidence: float | None) -> None:
+        """One batch: ("predicted", class) and ("rejected", reason) counted, seconds by stage, a confidence of it."""
+        with self.lock:
+            self.counts.update(counts)
+            self.times = times
+            self.confidence = self.confidence if confidence is None else confidence
+        self.something.set()
+
+    def run(self) -> None:
+        while self.something.wait():
+            time.sleep(REPORT_EVERY)
+            self.something.clear()
+            self.write()
+
+    def write(self) -> None:
+        """Write what has come since the last time."""
+        with self.lock:
+            counts, times, confidence = self.counts, self.times, self.confidence
+            self.counts, self.times, self.confidence = Counter(), {}, None
+        for (kind, name), count in counts.items():
+            metric, dimension = ("Predictions", "Class") if kind == "predicted" else ("RejectedInputs", "Reason")
+            self.metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name)])
+        for stage, seconds in times.items():
+            self.observe("StageSeconds", seconds, "s", [Dimension("Stage", stage)])
+        if confidence is not None:
+            self.observe("Confidence", confidence, "ratio", [])
+
+    def observe(self, name: str, value: float, unit: str, dimensions: list[Dimension]) -> None:
+        """One value of a histogram."""
+        self.metrics.add_metric(name, value, unit, dimensions=dimensions, metric_type=MetricTypes.HISTOGRAM)
 
 
 def buffer_reads() -> None:

@@ -1,6 +1,6 @@
 """Lies in the archive's root, which TorchServe puts on a worker's path: Python runs it before anything else.
 
-TorchServe 0.12 imports torch in every worker, to tell a tensor from other answers; ours are bytes. With this, ``torch`` is
+TorchServe 0.12 imports torch in every worker, to tell a tensor from other answers; ours are bytes. With this, torch is
 loaded when something of it is used, which the ONNX runtimes never do. docs/performance.md has what that saves.
 """
 
