@@ -36,8 +36,8 @@ def is_white_on_black(image: Image.Image, size: tuple[int, int]) -> bool:
         if ImageChops.subtract(brightest, darkest).getextrema()[1] > CLOSE:
             return False
         image = brightest
-    right, bottom = image.width - 1, image.height - 1
-    corners = [image.getpixel(at) for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+    right, bottom, pixels = image.width - 1, image.height - 1, image.load()
+    corners = [pixels[at] for at in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
     return sorted(corners)[1] < DARK
 
 

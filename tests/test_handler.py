@@ -14,9 +14,11 @@ import pytest
 import yaml
 from ts.context import Context
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.protocol import otf_message_handler
 from ts.protocol.otf_message_handler import retrieve_msg
 from ts.service import Service
 
+from benchmarks.stages import message
 from src.inference.archive import save_archived_model
 from src.inference.runtimes import FILES
 from src.models import load_model
@@ -251,5 +253,29 @@ def test_batches_are_read_whole_however_they_arrive(ask):
             assert command == b"I"
             assert [status for status, _ in ask(*batch)] == [200] * 3
         theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(SystemExit):
+            retrieve_msg(ours)
+
+
+def test_a_batch_is_read_as_torchserve_reads_it(ask, monkeypatch):
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "false")
+    untouched = importlib.util.module_from_spec(otf_message_handler.__spec__)
+    otf_message_handler.__spec__.loader.exec_module(untouched)
+    sent = message([PNG, b"", b"\x00\xff" * 40_000], "image/png")
+    read = []
+    for reader in (untouched.retrieve_msg, retrieve_msg):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            threading.Thread(target=theirs.sendall, args=(sent,), daemon=True).start()
+            read.append(reader(ours))
+    assert read[0] == read[1]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 30, 45, -1])
+def test_a_frontend_that_goes_in_the_middle_of_a_batch_ends_the_worker(ask, cut):
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.sendall(message([PNG], "image/png")[:cut])
+        theirs.close()
         with pytest.raises(SystemExit):
             retrieve_msg(ours)

@@ -1,8 +1,5 @@
 """What TorchServe calls: a batch of requests in, a JSON answer for each out. Thin over src.inference.Predictor."""
 
-import io
-import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +15,7 @@ from ts.protocol import otf_message_handler
 
 from src.inference.archive import checksums, load_archived_predictor
 from src.inference.batch import PixelBatch
+from src.inference.frames import FrameReader
 from src.inference.requests import URL_ENCODED, error_body, in_list, parse_request
 from src.preprocessing import ImageError
 
@@ -32,7 +30,7 @@ class ImageClassifierHandler:
 
     def initialize(self, context) -> None:
         """Load the model from the unpacked archive and answer blank batches, so that the first clients do not wait."""
-        buffer_reads()
+        FrameReader().install(otf_message_handler)
         properties = context.system_properties
         settings = context.model_yaml_config["handler"]
         self.runtime = settings["runtime"]
@@ -180,22 +178,6 @@ class Report:
     def observe(self, name: str, value: float, unit: str, dimensions: list[Dimension]) -> None:
         """One value of a histogram."""
         self.metrics.add_metric(name, value, unit, dimensions=dimensions, metric_type=MetricTypes.HISTOGRAM)
-
-
-def buffer_reads() -> None:
-    """Let TorchServe 0.12 read its socket through a buffer: each field of a request, some thirty a request, is a system
-    call otherwise. docs/performance.md has what that costs."""
-    buffers: dict[socket.socket, io.BufferedReader] = {}
-
-    def read(connection: socket.socket, length: int) -> bytes:
-        if connection not in buffers:
-            buffers[connection] = connection.makefile("rb", buffering=1 << 16)
-        data = buffers[connection].read(length)
-        if len(data) < length:
-            sys.exit(0)  # the frontend has gone; TorchServe's own reader ends so too
-        return data
-
-    otf_message_handler._retrieve_buffer = read
 
 
 def is_describe_request(request: dict, headers: dict) -> bool:
