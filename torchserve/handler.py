@@ -1,6 +1,5 @@
 """What TorchServe calls: a batch of requests in, a JSON answer for each out. Thin over src.inference.Predictor."""
 
-import threading
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -9,19 +8,17 @@ from pathlib import Path
 import numpy as np
 import orjson
 import ts
-from ts.metrics.dimension import Dimension
-from ts.metrics.metric_type_enum import MetricTypes
 from ts.protocol import otf_message_handler
 
 from src.inference.archive import checksums, load_archived_predictor
 from src.inference.batch import PixelBatch
 from src.inference.frames import FrameReader
+from src.inference.report import Report
 from src.inference.requests import URL_ENCODED, error_body, in_list, parse_request
 from src.preprocessing import ImageError
 
 JSON = "application/json"
 MAX_HOLD = 5.0  # seconds
-REPORT_EVERY = 0.2  # seconds
 MAX_ROWS = 64  # that go through the network at once
 
 
@@ -131,53 +128,6 @@ class ImageClassifierHandler:
             "versions": self.predictor.runtime.versions | {"torchserve": ts.__version__, "numpy": np.__version__},
             "device": self.predictor.device,
         }
-
-
-class Report:
-    """What a worker tells Prometheus; torchserve/metrics.yaml declares each metric.
-
-    Each value is a log line, which TorchServe takes apart, and a line an image costs more than the image. So a thread
-    writes, every ``REPORT_EVERY``: the sum of each counter, and the latest value of each histogram.
-    """
-
-    def __init__(self, metrics):
-        self.metrics = metrics
-        self.lock, self.something = threading.Lock(), threading.Event()
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.times: dict[str, float] = {}
-        self.confidence: float | None = None
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def add(self, counts: Counter, times: dict[str, float], confidence: float | None) -> None:
-        """One batch: ("predicted", class) and ("rejected", reason) counted, seconds by stage, a confidence of it."""
-        with self.lock:
-            self.counts.update(counts)
-            self.times = times
-            self.confidence = self.confidence if confidence is None else confidence
-        self.something.set()
-
-    def run(self) -> None:
-        while self.something.wait():
-            time.sleep(REPORT_EVERY)
-            self.something.clear()
-            self.write()
-
-    def write(self) -> None:
-        """Write what has come since the last time."""
-        with self.lock:
-            counts, times, confidence = self.counts, self.times, self.confidence
-            self.counts, self.times, self.confidence = Counter(), {}, None
-        for (kind, name), count in counts.items():
-            metric, dimension = ("Predictions", "Class") if kind == "predicted" else ("RejectedInputs", "Reason")
-            self.metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name)])
-        for stage, seconds in times.items():
-            self.observe("StageSeconds", seconds, "s", [Dimension("Stage", stage)])
-        if confidence is not None:
-            self.observe("Confidence", confidence, "ratio", [])
-
-    def observe(self, name: str, value: float, unit: str, dimensions: list[Dimension]) -> None:
-        """One value of a histogram."""
-        self.metrics.add_metric(name, value, unit, dimensions=dimensions, metric_type=MetricTypes.HISTOGRAM)
 
 
 def is_describe_request(request: dict, headers: dict) -> bool:

@@ -1,0 +1,57 @@
+"""What a worker tells Prometheus, through TorchServe. torchserve/metrics.yaml declares each metric."""
+
+import threading
+import time
+from collections import Counter
+
+from ts.metrics.dimension import Dimension
+from ts.metrics.metric_type_enum import MetricTypes
+
+REPORT_EVERY = 0.2  # seconds
+
+
+class Report:
+    """Counters and histograms of one worker.
+
+    Each value is a log line, which TorchServe takes apart, and a line an image costs more than the image. So a thread
+    writes, every ``REPORT_EVERY``: the sum of each counter, and the latest value of each histogram.
+    """
+
+    def __init__(self, metrics):
+        self.metrics = metrics
+        self.lock, self.something = threading.Lock(), threading.Event()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.times: dict[str, float] = {}
+        self.confidence: float | None = None
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def add(self, counts: Counter, times: dict[str, float], confidence: float | None) -> None:
+        """One batch: ("predicted", class) and ("rejected", reason) counted, seconds by stage, a confidence of it."""
+        with self.lock:
+            self.counts.update(counts)
+            self.times = times
+            self.confidence = self.confidence if confidence is None else confidence
+        self.something.set()
+
+    def run(self) -> None:
+        while self.something.wait():
+            time.sleep(REPORT_EVERY)
+            self.something.clear()
+            self.write()
+
+    def write(self) -> None:
+        """Write what has come since the last time."""
+        with self.lock:
+            counts, times, confidence = self.counts, self.times, self.confidence
+            self.counts, self.times, self.confidence = Counter(), {}, None
+        for (kind, name), count in counts.items():
+            metric, dimension = ("Predictions", "Class") if kind == "predicted" else ("RejectedInputs", "Reason")
+            self.metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name)])
+        for stage, seconds in times.items():
+            self.observe("StageSeconds", seconds, "s", [Dimension("Stage", stage)])
+        if confidence is not None:
+            self.observe("Confidence", confidence, "ratio", [])
+
+    def observe(self, name: str, value: float, unit: str, dimensions: list[Dimension]) -> None:
+        """One value of a histogram."""
+        self.metrics.add_metric(name, value, unit, dimensions=dimensions, metric_type=MetricTypes.HISTOGRAM)
