@@ -7,6 +7,7 @@ from collections import defaultdict
 import pytest
 import requests
 
+from src.inference.report import REPORT_EVERY
 from tests.conftest import TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG, as_base64, as_json
@@ -27,6 +28,18 @@ def scrape(server) -> dict[tuple[str, str], float]:
     return values
 
 
+def settled(server) -> dict[tuple[str, str], float]:
+    """What ``scrape`` gives once nothing that was asked before is still to be reported."""
+    ours, before = ("Predictions", "RejectedInputs", "StageSeconds_count", "Confidence_count"), None
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        time.sleep(4 * REPORT_EVERY)
+        now = scrape(server)
+        if before == (before := {key: value for key, value in now.items() if key[0] in ours}):
+            return now
+        assert time.monotonic() < deadline
+
+
 def moved(server, before: dict, wanted: dict) -> dict:
     """How much each of ``wanted`` has moved; waits, a bounded time, since workers report after they answer."""
     deadline = time.monotonic() + TIMEOUT
@@ -40,7 +53,7 @@ def moved(server, before: dict, wanted: dict) -> dict:
 
 def test_our_metrics_move_by_the_right_amounts(server):
     first, second = (server.predict(body).json() for body in (PNG, encode(OTHER)))
-    before = scrape(server)
+    before = settled(server)
     for _ in range(3):
         server.predict(PNG)
     server.predict(as_json(images=[as_base64(PNG), as_base64(encode(OTHER))]))
@@ -54,8 +67,7 @@ def test_our_metrics_move_by_the_right_amounts(server):
 
 def test_a_worker_samples_its_times_and_confidences(server):
     confidence = server.predict(PNG).json()["confidence"]
-    time.sleep(1)  # so that what follows is a sample of its own
-    before = scrape(server)
+    before = settled(server)  # so that what follows is a sample of its own
     server.predict(PNG)
     wanted = {("StageSeconds_count", stage): 1.0 for stage in ("decode", "inference", "encode")}
     wanted[("Confidence_count", "")] = 1.0
@@ -81,8 +93,7 @@ def test_metrics_by_status(server):
 
 
 def test_the_description_is_not_counted_as_work(server):
-    time.sleep(1)
-    before = scrape(server)
+    before = settled(server)
     requests.get(f"{server.management}/models/fashion_mnist?customized=true", timeout=TIMEOUT)
     server.predict(PNG)
     wanted = {("StageSeconds_count", "decode"): 1.0, ("Confidence_count", ""): 1.0}
