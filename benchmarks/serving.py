@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--connections", type=int, default=64, help="open at once; default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="of each server; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--warmup", type=float, default=20, help="seconds; the JVM needs 15; default: %(default)s")
+    parser.add_argument("--warmup", type=float, default=60, help="seconds, for the JVM; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=15, help="measured in each round; default: %(default)s")
     parser.add_argument("--no-page", action="store_true", help="do not write docs/benchmarks.md")
     arguments = parser.parse_args(argv)
