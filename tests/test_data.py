@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from src.data.datamodule import ImageDataModule, load_class_names, load_data_info, load_split
+from src.data.datamodule import ImageDataModule, load_class_names, load_data_info, load_split, shrink
 from src.data.fashion_mnist import CLASS_NAMES, FILES, MIRRORS, load_fashion_mnist, read_idx
 from src.data.prepare import describe, prepare, split, stands_in
 from tests.drawing import draw_dataset
@@ -184,6 +185,24 @@ def test_batches_cover_the_split(drawn, tiny_config):
 def test_a_batch_larger_than_the_training_set_is_refused(tiny_config):
     with pytest.raises(ValueError, match=r"training\.batch_size is 300 but there are only 256"):
         ImageDataModule(tiny_config("training.batch_size=300")).setup("fit")
+
+
+def test_the_early_epochs_see_smaller_images(tiny_config):
+    """Of 5 epochs with early_share 0.6 the first three, and training batches only."""
+    data = ImageDataModule(tiny_config("training.epochs=5", "training.early_scale=0.75", "training.early_share=0.6"))
+    batch = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8), torch.zeros(8)
+    for epoch, training, side in ((0, True, 21), (2, True, 21), (3, True, 28), (0, False, 28)):
+        data.trainer = SimpleNamespace(current_epoch=epoch, training=training)
+        images, _ = data.on_after_batch_transfer(batch, 0)
+        assert (images.shape, images.dtype) == ((8, 1, side, side), torch.uint8)
+    flat = torch.full((1, 3, 8, 8), 77, dtype=torch.uint8)
+    assert (shrink(flat, 0.5) == 77).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, 1.5])
+def test_an_early_scale_that_is_none_is_refused(tiny_config, scale):
+    with pytest.raises(ValueError, match=rf"training\.early_scale is {scale}; it must be above 0 and at most 1"):
+        ImageDataModule(tiny_config(f"training.early_scale={scale}")).setup("fit")
 
 
 def test_what_is_not_prepared_names_the_command(tmp_path):
