@@ -73,6 +73,29 @@ def test_one_cycle_and_cosine_rise_to_the_rate_and_fall_to_nearly_nothing():
         assert 0.1 < peak / len(rates) < 0.3, schedule
 
 
+def test_a_restart_is_a_second_run_of_the_schedule():
+    for schedule in ("one_cycle", "cosine"):
+        values = {"schedule": schedule, "learning_rate": 0.1, "warmup_fraction": 0.2}
+        rates = learning_rates(training_config(**values, epochs=EPOCHS, restarts="[2]"))
+        first = learning_rates(training_config(**values, epochs=2), epochs=2)
+        second = learning_rates(training_config(**values, epochs=EPOCHS - 2), epochs=EPOCHS - 2)
+        assert rates == pytest.approx([*first[:-1], *second]), schedule
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"restarts": "[2,2]"}, r"restarts is \[2, 2\]; it must hold rising epochs between 1 and 5"),
+        ({"restarts": "[0]"}, r"restarts is \[0\]"),
+        ({"restarts": "[6]"}, r"restarts is \[6\]"),
+        ({"restarts": "[3]", "schedule": "step"}, "restarts goes with one_cycle and cosine, not with .*=step"),
+    ],
+)
+def test_restarts_that_cannot_be_name_the_remedy(values, message):
+    with pytest.raises(ValueError, match=message):
+        learning_rates(training_config(epochs=EPOCHS, **values))
+
+
 def test_step_decays_every_so_many_epochs():
     rates = learning_rates(training_config(schedule="step", learning_rate=1.0, step_epochs=2, step_gamma=0.1))
     assert rates[:: 2 * BATCHES] == pytest.approx([1.0, 0.1, 0.01, 0.001])
@@ -130,4 +153,4 @@ def test_unknown_names_list_the_valid_ones():
         build_optimizer(network, training_config(optimizer="lion"))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="'linear'; valid: one_cycle, cosine, step, plateau"):
-        build_schedule(optimizer, SimpleNamespace(schedule="linear", warmup_fraction=0.1), 10)
+        build_schedule(optimizer, SimpleNamespace(schedule="linear"), 10)

@@ -1,10 +1,19 @@
 """Optimizers and learning-rate schedules by name."""
 
+import math
+from bisect import bisect_right
+from functools import partial
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-SCHEDULES = ("one_cycle", "cosine", "step", "plateau")
+FALLS = {  # from 1 to nearly nothing as t goes from 0 to 1
+    "one_cycle": lambda t: 1 - (1 - 1e-4) * t,  # Smith and Topin 2017, arXiv:1708.07120
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,  # Loshchilov and Hutter 2017, arXiv:1608.03983
+}
+SCHEDULES = (*FALLS, "step", "plateau")
 
 
 def build_optimizer(model: nn.Module, training) -> torch.optim.Optimizer:
@@ -30,32 +39,40 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, training, steps: int) -> dict:
-    """Lightning's scheduler dict for a run of ``steps`` batches. Raises ValueError for an unknown schedule."""
+    """Lightning's scheduler dict for a run of ``steps`` batches.
+
+    Raises ValueError for an unknown schedule, or for restarts that the schedule or the run cannot have.
+    """
     name = training.schedule
-    warmup = max(1, int(steps * training.warmup_fraction))
-    if name == "one_cycle":  # Smith and Topin 2017, arXiv:1708.07120
-        schedule = lr_scheduler.OneCycleLR(
-            optimizer,
-            training.learning_rate,
-            total_steps=steps + 1,  # the scheduler also steps after the last batch
-            pct_start=max(float(training.warmup_fraction), 2 / (steps + 1)),  # it divides by the length of the warm-up
-            anneal_strategy="linear",
-            cycle_momentum=False,
-            div_factor=10,
-            final_div_factor=1000,
-        )
-    elif name == "cosine":
-        ramp = lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=warmup)
-        decay = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - warmup))
-        schedule = lr_scheduler.SequentialLR(optimizer, [ramp, decay], milestones=[warmup])
-    elif name == "step":
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown training.schedule {name!r}; valid: {', '.join(SCHEDULES)}")
+    if name in FALLS:
+        shape = partial(rise_and_fall, FALLS[name], float(training.warmup_fraction), cycle_bounds(training, steps))
+        return {"scheduler": lr_scheduler.LambdaLR(optimizer, shape), "interval": "step"}
+    if training.restarts:
+        raise ValueError(f"training.restarts goes with {' and '.join(FALLS)}, not with training.schedule={name}")
+    if name == "step":
         schedule = lr_scheduler.StepLR(optimizer, training.step_epochs, training.step_gamma)
         return {"scheduler": schedule, "interval": "epoch"}
-    elif name == "plateau":
-        schedule = lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=training.step_gamma, patience=training.plateau_patience
+    schedule = lr_scheduler.ReduceLROnPlateau(optimizer, factor=training.step_gamma, patience=training.plateau_patience)
+    return {"scheduler": schedule, "interval": "epoch", "monitor": "val_loss"}
+
+
+def cycle_bounds(training, steps: int) -> list[int]:
+    """The batches at which a cycle of the schedule begins, and after them the end of the run."""
+    epochs = [0, *training.restarts, training.epochs]
+    if any(later <= earlier for earlier, later in pairwise(epochs)):
+        raise ValueError(
+            f"training.restarts is {list(training.restarts)}; "
+            f"it must hold rising epochs between 1 and {training.epochs - 1}"
         )
-        return {"scheduler": schedule, "interval": "epoch", "monitor": "val_loss"}
-    else:
-        raise ValueError(f"unknown training.schedule {name!r}; valid: {', '.join(SCHEDULES)}")
-    return {"scheduler": schedule, "interval": "step"}
+    return [steps * epoch // training.epochs for epoch in epochs]
+
+
+def rise_and_fall(fall, warmup_fraction: float, bounds: list[int], step: int) -> float:
+    """The share of the peak rate at batch ``step``: up from a tenth for a share of its cycle, then down by ``fall``."""
+    cycle = min(bisect_right(bounds, step), len(bounds) - 1)  # the scheduler also steps after the last batch
+    start, end = bounds[cycle - 1], bounds[cycle]
+    position, length = step - start, end - start
+    peak = max(1.0, warmup_fraction * (length + 1) - 1)
+    return 0.1 + 0.9 * position / peak if position <= peak else fall((position - peak) / (length - peak))
