@@ -89,6 +89,7 @@ lint: env  ## check style, imports, shell scripts
 	ruff check .
 	ruff format --check .
 	shellcheck --external-sources --check-sourced *.sh scripts/*.sh .ci/run
+	shellcheck --external-sources torchserve/watch.sh
 
 audit: env  ## look for known holes in the code and in the packages it installs
 	python scripts/audit.py

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import requests
 
 from tests.conftest import ROOT, RUNTIME, TIMEOUT, free_ports
 from tests.sent_inputs import PNG, as_base64, as_json
+from tests.waiting import wait_until, wait_until_answers
 
 
 @contextmanager
@@ -25,23 +25,11 @@ def running(log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        wait_until_answers(f"http://127.0.0.1:{port}/health", process, log, 2 * TIMEOUT)
         yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
         process.wait(TIMEOUT)
-
-
-def wait_until_ready(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 2 * TIMEOUT
-    while True:
-        try:
-            assert requests.get(f"{url}/health", timeout=TIMEOUT).status_code == 200
-            return
-        except requests.ConnectionError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
 
 
 def lines_of(log: Path) -> list[dict]:
@@ -51,11 +39,7 @@ def lines_of(log: Path) -> list[dict]:
 
 def line_of(log: Path, request_id: str) -> dict:
     """The one line of a request, which is written after its answer; waits, a bounded time."""
-    deadline = time.monotonic() + TIMEOUT
-    while not (found := [line for line in lines_of(log) if line.get("request_id") == request_id]):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    [line] = found
+    [line] = wait_until(lambda: [line for line in lines_of(log) if line.get("request_id") == request_id])
     return line
 
 
@@ -65,10 +49,7 @@ def ready_workers(log: Path) -> list[int]:
 
 
 def wait_for_ready(log: Path, count: int) -> None:
-    deadline = time.monotonic() + 2 * TIMEOUT
-    while len(ready_workers(log)) < count:
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
+    wait_until(lambda: len(ready_workers(log)) >= count, 2 * TIMEOUT, log.read_text)
 
 
 def scrape(url: str) -> dict[tuple[str, str], float]:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import requests
 from tests.conftest import TIMEOUT, free_ports
 from tests.drawing import GARMENTS, draw_garment, encode
 from tests.sent_inputs import as_base64
+from tests.waiting import is_up, wait_until, wait_until_answers
 
 COMMAND = (sys.executable, "-m", "src.serving.mlflow_serving")
 GARMENT = [draw_garment(kind, seed) for kind in GARMENTS for seed in range(2)]
@@ -39,32 +39,15 @@ def running_server(checkout: Path, store: str, uri: str, log: Path) -> Iterator[
             start_new_session=True,
         )
     try:
-        wait_for(lambda: process.poll() is not None or answers_ping(url), log)
-        assert process.poll() is None, log.read_text()
+        wait_until_answers(f"{url}/ping", process, log)
         yield url
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
-        wait_for(lambda: not answers_ping(url), log)
+        wait_until(lambda: not is_up(f"{url}/ping"), explain=log.read_text)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=60)
-
-
-def wait_for(condition, log: Path, seconds: float = 240) -> None:
-    """Poll until ``condition()``; fail with the log when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-
-
-def answers_ping(url: str) -> bool:
-    """Whether a server is up at ``url``."""
-    try:
-        return requests.get(f"{url}/ping", timeout=5).ok
-    except (requests.ConnectionError, requests.Timeout):
-        return False
 
 
 def invoke(url: str, **body) -> requests.Response:

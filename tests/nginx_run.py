@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import requests
 from src.serving.tls import pin
 from tests.certificates import write_pair
 from tests.conftest import ROOT, TIMEOUT, free_ports
+from tests.waiting import wait_until
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders; the defaults belong to root
@@ -79,13 +79,9 @@ def nginx(folder: Path, server, changes: dict[str, str]) -> Iterator[Front]:
 
 
 def wait_until_listening(process: subprocess.Popen, port: int, log: Path) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while True:
+    def listens() -> bool:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-        else:
-            return
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens, explain=log.read_text)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import requests
 
 from src.serving.tls import pin
 from tests.conftest import TIMEOUT
+from tests.waiting import wait_until
 
 # All that the scripts and TorchServe call; java, docker and nvidia-smi are not among them.
 TOOLS = (
@@ -110,7 +110,4 @@ def processes_of(root: Path) -> list[psutil.Process]:
 
 
 def wait_until_none(root: Path) -> None:
-    deadline = time.monotonic() + 60
-    while left := processes_of(root):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    wait_until(lambda: not processes_of(root), 60, lambda: processes_of(root))

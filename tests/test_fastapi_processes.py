@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -16,6 +15,7 @@ from tests.conftest import ROOT, TIMEOUT, run_script
 from tests.drawing import encode
 from tests.fastapi_run import check_metrics, lines_of, ready_workers, running, wait_for_ready
 from tests.sent_inputs import PICTURE, PNG, as_base64, as_json
+from tests.waiting import wait_until
 
 LARGE = encode(PICTURE.resize((4000, 4000)), compress_level=1)  # takes a thread a good while
 TWO = as_json(images=[as_base64(PNG)] * 2)
@@ -61,9 +61,7 @@ def test_sigterm_under_load_loses_nothing(tmp_path, workers):
         clients = [threading.Thread(target=client) for _ in range(8)]
         for thread in clients:
             thread.start()
-        deadline = time.monotonic() + TIMEOUT
-        while len(seen) < 100 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: len(seen) >= 100)
         process.send_signal(signal.SIGTERM)
         for thread in clients:
             thread.join(TIMEOUT)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from src.inference import Predictor
 from src.models import load_model
 from src.predict import main, predict_folder
 from tests.drawing import GARMENTS, draw_garment, encode
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "best_model"
@@ -262,11 +262,8 @@ def test_a_killed_run_leaves_the_older_file_whole(many_images, tmp_path):
     command = script("--input_path", many_images / "500", "--output_path", output, "--batch_size", "1")
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob(".out.csv.*.part")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: list(tmp_path.glob(".out.csv.*.part")) or process.poll() is not None, 120)
+        assert process.poll() is None
     finally:
         process.kill()
     assert process.wait(timeout=30) == -signal.SIGKILL

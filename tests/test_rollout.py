@@ -7,9 +7,9 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from tests.script_run import Run, pid_of, wait_until_none
 from tests.sent_inputs import PICTURE, PNG, as_base64, as_json
 from tests.test_archive_refusals import rewrite
 from tests.traffic import Traffic
+from tests.waiting import wait_until
 
 WATCH = 1.0  # seconds
 SERVING_PYTHON = "torchserve/.venv/bin/python"
@@ -211,10 +212,7 @@ def test_after_a_crash_the_deployed_version_is_started_again_by_itself(own, serv
         traffic.wait_for(lambda seen: seen["ConnectionError"] == traffic.clients)
     assert traffic.seen.keys() <= {"2.0", "ConnectionError", 500, 503}
     log = own.root / "torchserve" / ".run" / "restarts.log"
-    deadline = time.monotonic() + TIMEOUT
-    while "the server has ended by itself; starting it again" not in log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: "the server has ended by itself; starting it again" in log.read_text())
     again = own.start("--native")  # waits for the watcher, which is at it
     assert f"TorchServe is running with this archive (process {pid_of(own.root)})" in again.stdout
     assert pid_of(own.root) != killed
@@ -248,10 +246,8 @@ def test_stop_under_traffic_answers_what_was_taken(own, service, url):
     """30 slow requests wait in the queue when the stop begins; the other clients are refused with 503 meanwhile."""
     with ThreadPoolExecutor(30) as clients, Traffic(url, clients=4) as traffic:
         slow = [clients.submit(requests.post, url, data=SLOW, timeout=2 * TIMEOUT) for _ in range(30)]
-        deadline = time.monotonic() + TIMEOUT
-        while service.total("ts_inference_requests_total", model_version="default") < 30 + traffic.seen.total():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        asked = partial(service.total, "ts_inference_requests_total", model_version="default")
+        wait_until(lambda: asked() >= 30 + traffic.seen.total())
         done = own.script("--stop")
         answers = [request.result() for request in slow]
     assert [answer.status_code for answer in answers] == [200] * 30

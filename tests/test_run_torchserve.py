@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import copy_checkout, free_ports, run_script
 from tests.script_run import Run, bare_environment, pid_of, processes_of, wait_until_none
+from tests.waiting import wait_until
 
 SCRIPT = "./run_torchserve.sh"
 SETTINGS = "torchserve/model-config.yaml"
@@ -148,10 +149,7 @@ def test_a_server_that_ends_by_itself_is_started_again_with_what_it_served(secur
 def test_stop_ends_a_server_that_is_being_started_again(secured):
     os.kill(pid_of(secured.root), signal.SIGKILL)
     log = secured.root / "torchserve" / ".run" / "restarts.log"
-    deadline = time.monotonic() + 60
-    while log.read_text().count("starting it again") < 2:
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
+    wait_until(lambda: log.read_text().count("starting it again") >= 2, 60, log.read_text)
     done = secured.script("--stop")
     assert (done.returncode, done.stderr) == (0, ""), done
     wait_until_none(secured.root)
@@ -178,12 +176,11 @@ def test_after_a_power_cut_stop_cleans_up_and_may_be_repeated(secured, server):
 
 def wait_until_another_serves(run: Run, killed: int) -> None:
     """Wait until a server with another process than ``killed`` answers."""
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
+
+    def serves() -> bool:
         try:
-            if pid_of(run.root) != killed and run.predict().status_code == 200:
-                return
+            return pid_of(run.root) != killed and run.predict().status_code == 200
         except (OSError, ValueError):  # no file, half a file, no server yet
-            pass
-        time.sleep(0.3)
-    raise AssertionError((run.root / "torchserve" / ".run" / "restarts.log").read_text())
+            return False
+
+    wait_until(serves, 90, (run.root / "torchserve" / ".run" / "restarts.log").read_text)

@@ -5,12 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
 import pytest
-import requests
 import yaml
 from mlflow import MlflowClient
 
@@ -19,6 +17,7 @@ from src.training.tracking import dvc_data_hash, git_commit, log_evaluation, log
 from tests.conftest import ROOT, free_ports
 from tests.mlflow_store import new_store
 from tests.pipeline_copy import pipeline_folder
+from tests.waiting import wait_until_answers
 
 EXPERIMENT = "fashion-mnist-classification"
 
@@ -66,23 +65,11 @@ def server(tmp_path):
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            wait_until_healthy(process, address, tmp_path / "server.log")
+            wait_until_answers(f"{address}/health", process, tmp_path / "server.log")
             yield address
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # it and its worker; nothing of its store is read again
             process.wait(timeout=60)
-
-
-def wait_until_healthy(process: subprocess.Popen, address: str, log: Path, seconds: float = 240) -> None:
-    """Poll the server's /health; fail with its log when it ends or does not answer in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if requests.get(f"{address}/health", timeout=5).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.2)
-    pytest.fail(f"mlflow server did not come up:\n{log.read_text()}")
 
 
 def best_run():

@@ -3,11 +3,11 @@
 # Arguments: the folder that the script was called from, then the script's own arguments.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+run=$root/torchserve/.run
+# shellcheck source=torchserve/native.sh
+source "$root/torchserve/native.sh"  # running_pid
 cd "$1" || exit
 shift
-pid_file=$root/torchserve/.run/tmp/.model_server.pid
-
-lives() { grep -qzxF "$root/torchserve/.run/config.properties" "/proc/$(<"$pid_file")/cmdline" 2>/dev/null; }
 
 start_again() {
     local delay
@@ -21,5 +21,5 @@ start_again() {
 }
 
 while sleep 0.5; do
-    lives || start_again "$@" || exit
+    running_pid >/dev/null || start_again "$@" || exit
 done

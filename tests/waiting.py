@@ -1,0 +1,37 @@
+"""Waiting for what other processes do, a bounded time."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import requests
+
+from tests.conftest import TIMEOUT
+
+
+def wait_until(condition: Callable, seconds: float = TIMEOUT, explain: Callable = str):
+    """Call ``condition`` until it is true and return what it gave; fail with ``explain()`` when it does not come."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.05)
+    return value
+
+
+def wait_until_answers(url: str, process: subprocess.Popen, log: Path, seconds: float = 240) -> None:
+    """Until GET ``url`` gives 2xx; fail with the log when ``process`` ends before."""
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        return is_up(url)
+
+    wait_until(answers, seconds, log.read_text)
+
+
+def is_up(url: str) -> bool:
+    """Whether GET ``url`` gives 2xx."""
+    try:
+        return requests.get(url, timeout=5).ok
+    except (requests.ConnectionError, requests.Timeout):
+        return False
