@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -67,6 +68,7 @@ def quantize(
     prepared = work / "prepared.onnx"
     # Folds what is constant; batch norm already is in the convolutions.
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    excluded = slow_in_int8(prepared) if form is ONNX_RUNTIME else []
     wanted = logits(source, images)
     scores = {}
     for number, (name, (method, options)) in enumerate(METHODS.items()):
@@ -74,7 +76,7 @@ def quantize(
         with contextlib.redirect_stdout(io.StringIO()):  # the calibrator prints what it does
             quantize_static(
                 prepared, target, Batches(calibration), quant_format=QuantFormat.QDQ, calibrate_method=method,
-                per_channel=True, weight_type=QuantType.QInt8,
+                per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded,
                 **form | {"extra_options": {"CalibStridedMinMax": 1, **form["extra_options"], **options}},
             )  # fmt: skip
         found = logits(target, images)
@@ -83,6 +85,22 @@ def quantize(
         scores[name] = (-right, error, target)
     best = min(scores, key=scores.get)
     return scores[best][2], f"{best} of {len(calibration)} images"
+
+
+def slow_in_int8(path: Path) -> list[str]:
+    """The nodes that ONNX Runtime runs faster in float: convolutions of a gray image, whose bytes it gathers singly.
+
+    docs/performance.md has the difference; with three channels there is none.
+    """
+    graph = onnx.load(path).graph
+    channels = {weight.name: weight.dims[1] for weight in graph.initializer if len(weight.dims) == 4}
+    plain = [node for node in graph.node if node.op_type == "Conv" and groups(node) == 1]
+    return [node.name for node in plain if channels.get(node.input[1]) == 1]
+
+
+def groups(convolution: onnx.NodeProto) -> int:
+    """1, unless the convolution is a grouped one."""
+    return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
 
 
 def logits(path: Path, images: np.ndarray) -> np.ndarray:
