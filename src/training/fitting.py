@@ -15,6 +15,7 @@ from src.data.datamodule import ImageDataModule, load_class_names, load_data_inf
 from src.models import ImageClassifier, ModelConfig, build_network
 from src.models.config import CONFIG_NAME
 from src.preprocessing import Preprocessing
+from src.training.distillation import DistillationLoss, load_teachers
 from src.training.module import ClassifierModule
 from src.training.tracking import RunLogger, git_commit, open_run
 from src.training.triplet_module import TripletModule
@@ -76,13 +77,12 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
         raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
     check_objective(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    class_names, info = load_class_names(config.data.directory), load_data_info(config.paths.metrics)
+    card, info = describe_model(config), load_data_info(config.paths.metrics)
     network = build_network(
-        config.model.architecture, config.preprocessing.channels, len(class_names), **architecture_args(config)
+        config.model.architecture, config.preprocessing.channels, len(card.class_names), **architecture_args(config)
     )
     model = ImageClassifier(network, info["mean"], info["std"]).to(memory_format=torch.channels_last)
-    objective = OBJECTIVES[config.training.objective]
-    module = objective(model, config.training, len(class_names), config.seed)
+    module = build_module(model, config, card)
     if config.training.compile:
         model.network.compile()
     data = ImageDataModule(config)
@@ -91,7 +91,7 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     run = open_run(config, _run_id(last.dirpath) if resume_from else None, tags)
     if is_main_process():
         Path(last.dirpath, "run_id").write_text(run.run_id)
-        describe_model(config).save(Path(last.dirpath, CONFIG_NAME))  # what the checkpoints beside it are of
+        card.save(Path(last.dirpath, CONFIG_NAME))  # what the checkpoints beside it are of
     history = History()
     trainer = build_trainer(config, [history, *_optional_callbacks(config), best, last], run)
     try:
@@ -115,6 +115,22 @@ def check_objective(config) -> None:
         )
     if objective == "triplet" and config.training.ema_decay is not None:
         raise ValueError("training.ema_decay averages weights, not what prototypes are made of; set it to null")
+    if objective == "triplet" and config.training.teachers:
+        raise ValueError("training.teachers goes with training.objective=classification only")
+    if not 0 <= config.training.teacher_share <= 1 or config.training.teacher_temperature <= 0:
+        raise ValueError(
+            f"training.teacher_share is {config.training.teacher_share} and teacher_temperature "
+            f"{config.training.teacher_temperature}; one must lie between 0 and 1, the other above 0"
+        )
+
+
+def build_module(model: ImageClassifier, config, card: ModelConfig) -> ClassifierModule:
+    """The LightningModule of ``training.objective``, with the teachers if there are any."""
+    arguments = (model, config.training, len(card.class_names), config.seed)
+    if not config.training.teachers:
+        return OBJECTIVES[config.training.objective](*arguments)
+    teachers = load_teachers(config.training.teachers, card)
+    return ClassifierModule(*arguments, DistillationLoss(teachers, config.training.teacher_temperature))
 
 
 def architecture_args(config) -> dict:

@@ -8,17 +8,22 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from src.models import ImageClassifier
 from src.models.registry import find_head
+from src.training.distillation import DistillationLoss
 from src.training.optimization import build_optimizer, build_schedule
 
 
 class ClassifierModule(L.LightningModule):
-    """Cross-entropy with label smoothing; logs loss, accuracy, macro and micro F1 by epoch for each split."""
+    """Cross-entropy with label smoothing, mixed with ``distillation`` if there is any; logs loss, accuracy, macro and
+    micro F1 by epoch for each split."""
 
-    def __init__(self, model: ImageClassifier, training, classes: int, seed: int):
+    def __init__(
+        self, model: ImageClassifier, training, classes: int, seed: int, distillation: DistillationLoss | None = None
+    ):
         super().__init__()
         self.model = model
         self.training_config = training
         self.seed = seed
+        self.distillation = distillation  # no nn.Module: its weights are no part of this one's
         metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(classes, average="micro"),
@@ -34,6 +39,10 @@ class ClassifierModule(L.LightningModule):
             self.model.network.requires_grad_(False)
             find_head(self.model.network).requires_grad_(True)
 
+    def on_fit_start(self) -> None:
+        if self.distillation:
+            self.distillation.to(self.device)
+
     def on_train_epoch_start(self) -> None:
         # The same draws for epoch n whether the run was interrupted before it or not.
         torch.manual_seed(self.seed * 100_003 + self.current_epoch * 101 + self.global_rank)
@@ -42,20 +51,25 @@ class ClassifierModule(L.LightningModule):
             find_head(self.model.network).train()
 
     def training_step(self, batch, batch_index: int) -> torch.Tensor:
-        return self._step(batch, "train", self.smoothed_loss)
-
-    def validation_step(self, batch, batch_index: int) -> None:
-        self._step(batch, "val", self.loss)
-
-    def test_step(self, batch, batch_index: int) -> None:
-        self._step(batch, "test", self.loss)
-
-    def _step(self, batch, split: str, loss_function: nn.Module) -> torch.Tensor:
         images, labels = batch
         logits = self.model(images)
-        loss = loss_function(logits, labels)
-        self.log_step(split, logits, labels, {"loss": loss})
+        loss = self.smoothed_loss(logits, labels)
+        if self.distillation:
+            share = self.training_config.teacher_share
+            loss = (1 - share) * loss + share * self.distillation(images, logits)
+        self.log_step("train", logits, labels, {"loss": loss})
         return loss
+
+    def validation_step(self, batch, batch_index: int) -> None:
+        self._measure(batch, "val")
+
+    def test_step(self, batch, batch_index: int) -> None:
+        self._measure(batch, "test")
+
+    def _measure(self, batch, split: str) -> None:
+        images, labels = batch
+        logits = self.model(images)
+        self.log_step(split, logits, labels, {"loss": self.loss(logits, labels)})
 
     def log_step(self, split: str, logits: torch.Tensor, labels: torch.Tensor, losses: dict[str, torch.Tensor]) -> None:
         """Add a batch to the means of the epoch: ``losses`` by name, and the metrics of ``logits`` (N, classes)."""
