@@ -21,7 +21,7 @@ PAGE = Path("docs") / "model_card.md"
 WORST = 5  # confusions that are listed
 RECIPE = (
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup_fraction",
-    "label_smoothing", "ema_decay",
+    "restarts", "label_smoothing", "ema_decay", "teachers",
 )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def data(info: dict, config) -> str:
 
 
 def recipe(card: ModelConfig, config: dict) -> str:
-    rows = [[key, config["training"][key]] for key in RECIPE if config["training"][key] is not None]
+    rows = [[key, config["training"][key]] for key in RECIPE if config["training"][key] not in (None, [])]
     rows += [[f"augmentation: {key}", value] for key, value in config["augmentation"].items() if value]
     return (
         f"`python src/training/train.py --config configs/config.yaml experiment={card.name}`, seed {config['seed']}. "
