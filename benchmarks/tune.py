@@ -28,7 +28,7 @@ COLUMNS = ("factor", "setting", "requests/s", "ratio", "p99 ms", "p50 ms at 8", 
 WORKERS = (1, 2, 3)
 MODEL = {"batchSize": (1, 8, 32, 64), "maxBatchDelay": (0, 1, 2, 5)}
 CONFIG = {"number_of_netty_threads": ("2",), "netty_client_threads": ("2",), "async_logging": ("true",)}
-JAVA = ("-XX:+UseG1GC", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1")
+JAVA = ("-XX:+UseG1GC", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=4")
 FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
 
 
@@ -50,7 +50,7 @@ def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[s
                 if value != lines.get(factor):
                     found[factor, value] = Setting(base, {factor: value})
         elif factor == "vmargs":
-            for option in JAVA:  # Java takes one garbage collector only
+            for option in JAVA:  # Java takes one garbage collector only; of the rest the last
                 kept = [word for word in lines["vmargs"].split() if not (word.endswith("GC") and option.endswith("GC"))]
                 found[factor, option] = Setting(base, {"vmargs": " ".join([*kept, option])})
         else:
