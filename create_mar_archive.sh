@@ -55,6 +55,8 @@ name=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["name"
 mkdir -p "$work/tmp" "$work/out" "$work/extra/src" "$output"
 cp src/__init__.py src/preprocessing.py src/styles.py "$work/extra/src/"
 cp -r src/models src/inference "$work/extra/src/"
+mkdir "$work/extra/src/serving"  # what the container's entry point and health check need
+cp src/serving/{__init__,client,draining,management,scaling,tls,tokens}.py "$work/extra/src/serving/"
 find "$work/extra" -name __pycache__ -prune -exec rm -rf {} +
 cp "$source/model_config.json" torchserve/sitecustomize.py "$work/extra/"
 env -u PYTHONPATH "$python" -m src.export.staging "$work" --source "$source" "${runtime[@]}"

@@ -94,6 +94,7 @@ stop_server() {
     fi
     if [[ -f $run/running && $(<"$run/running") == docker* ]]; then
         say "Removing container $container"
+        docker stop --time 70 "$container" >/dev/null 2>&1 || true  # its entry point drains
         docker rm -f "$container" >/dev/null
     fi
     rm -rf "$run/running" "$run/models" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"

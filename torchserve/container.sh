@@ -23,7 +23,8 @@ start_docker() {
             secrets+=(--user "$(id -u):$(id -g)")
         fi
     fi
-    docker run --detach --restart unless-stopped --name "$container" --read-only --tmpfs /tmp:exec --tmpfs /home/model-server \
+    docker run --detach --restart unless-stopped --name "$container" --env DRAIN_SECONDS=60 --stop-timeout 70 \
+        --read-only --tmpfs /tmp:exec --tmpfs /home/model-server \
         --publish "127.0.0.1:$inference:8080" --publish "127.0.0.1:$management:8081" \
         --publish "127.0.0.1:$metrics:8082" "${secrets[@]}" "$image" "${arguments[@]}" >/dev/null
 }

@@ -37,14 +37,27 @@ def drain(service: Service, store: Path, seconds: float, say: Callable) -> bool:
 
 
 def register_without_workers(service: Service, store: Path) -> None:
-    """Register an archive that holds nothing but a name; its file is there only while TorchServe reads it."""
-    archive = store / f"{service.model}-{VERSION}.mar"
-    model = {"modelName": service.model, "modelVersion": VERSION, "handler": "handler.py"}
-    with zipfile.ZipFile(archive, "w") as opened:
-        manifest = {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": model}
-        opened.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        opened.writestr("handler.py", "")
+    """Register an empty archive: the one in ``store``, as in an image, or one that is there for that moment only."""
+    archive = empty_archive(store, service.model)
+    made = not archive.exists()
+    if made:
+        write_empty_archive(store, service.model)
     try:
         service.register(f"{quote(archive.name)}&initial_workers=0")
     finally:
-        archive.unlink()
+        if made:
+            archive.unlink()
+
+
+def empty_archive(store: Path, model: str) -> Path:
+    """Where the archive of the version without workers lies."""
+    return store / f"{model}-{VERSION}.mar"
+
+
+def write_empty_archive(store: Path, model: str) -> None:
+    """Write an archive that holds nothing but a name. Raises OSError."""
+    named = {"modelName": model, "modelVersion": VERSION, "handler": "handler.py"}
+    with zipfile.ZipFile(empty_archive(store, model), "w") as opened:
+        manifest = {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": named}
+        opened.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+        opened.writestr("handler.py", "")

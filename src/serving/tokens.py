@@ -22,12 +22,15 @@ class TokenError(RuntimeError):
     """There is no token that the server would take; the message says why."""
 
 
-def read_token(kind: str, run: Path = RUN, renew: bool = False) -> str:
-    """The valid token for ``inference`` or ``management``. Raises TokenError, or OSError where the server refuses."""
+def read_token(kind: str, run: Path = RUN, renew: bool = False, management: str | None = None) -> str:
+    """The valid token for ``inference`` or ``management``. Raises TokenError, or OSError where the server refuses.
+
+    ``management``: that API's URL, where ``run`` does not hold it.
+    """
     keys = read_keys(run)
     if renew or has_expired(keys[kind]):
         os.environ.setdefault("TORCHSERVE_CERTIFICATE", str(run / "tls" / "certificate.pem"))
-        management = (run / "management_url").read_text().strip()
+        management = management or (run / "management_url").read_text().strip()
         call(f"{management}/token?type={kind}", token=keys["API"]["key"])
         keys = read_keys(run)
         if has_expired(keys[kind]):
