@@ -21,7 +21,7 @@ from tests.conftest import ROOT, free_ports
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 KEYS = {"image", "build", "ports", "environment", "volumes", "init", "read_only", "tmpfs", "cap_drop", "security_opt"}
-KEYS |= {"restart"}
+KEYS |= {"restart", "stop_grace_period"}
 PLACEHOLDER = re.compile(r"\$\{[A-Z0-9_]+:-[^}]*\}")
 
 
