@@ -59,14 +59,15 @@ def build_schedule(optimizer: torch.optim.Optimizer, training, steps: int) -> di
 
 
 def cycle_bounds(training, steps: int) -> list[int]:
-    """The batches at which a cycle of the schedule begins, and after them the end of the run."""
-    epochs = [0, *training.restarts, training.epochs]
-    if any(later <= earlier for earlier, later in pairwise(epochs)):
-        raise ValueError(
-            f"training.restarts is {list(training.restarts)}; "
-            f"it must hold rising epochs between 1 and {training.epochs - 1}"
-        )
-    return [steps * epoch // training.epochs for epoch in epochs]
+    """The batches at which a cycle of the schedule begins, and after them the end of the run.
+
+    Restarts that a shorter run does not reach do not count.
+    """
+    restarts = list(training.restarts)
+    if any(later <= earlier for earlier, later in pairwise([0, *restarts])):
+        raise ValueError(f"training.restarts is {restarts}; it must hold rising epochs, the first at least 1")
+    reached = [epoch for epoch in restarts if epoch < training.epochs]
+    return [steps * epoch // training.epochs for epoch in (0, *reached, training.epochs)]
 
 
 def rise_and_fall(fall, warmup_fraction: float, bounds: list[int], step: int) -> float:
