@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def build_schedule(optimizer: torch.optim.Optimizer, training, steps: int) -> dict:
     """Lightning's scheduler dict for a run of ``steps`` batches.
 
-    Raises ValueError for an unknown schedule, or for restarts that the schedule or the run cannot have.
+    Raises ValueError for an unknown schedule, or for restarts that do not rise.
     """
     name = training.schedule
     if name not in SCHEDULES:
@@ -49,8 +49,6 @@ def build_schedule(optimizer: torch.optim.Optimizer, training, steps: int) -> di
     if name in FALLS:
         shape = partial(rise_and_fall, FALLS[name], float(training.warmup_fraction), cycle_bounds(training, steps))
         return {"scheduler": lr_scheduler.LambdaLR(optimizer, shape), "interval": "step"}
-    if training.restarts:
-        raise ValueError(f"training.restarts goes with {' and '.join(FALLS)}, not with training.schedule={name}")
     if name == "step":
         schedule = lr_scheduler.StepLR(optimizer, training.step_epochs, training.step_gamma)
         return {"scheduler": schedule, "interval": "epoch"}
