@@ -252,8 +252,7 @@ def test_the_command_can_be_interrupted_and_resumed_to_the_same_weights(elsewher
     length = ["training.epochs=20", "training.batch_size=8", "training.ema_decay=0.9"]
     whole = elsewhere("whole", *length)
     expected = train(whole)
-    places = [f"paths.checkpoints={tmp_path}/first", f"paths.logs={tmp_path}/first"]
-    process = start(*tiny_overrides, *length, *places, cwd=tmp_path)
+    process = start(*tiny_overrides, *length, cwd=tmp_path)
     try:
         wait_for_line(process, "epoch epoch 1 ", 240)  # the checkpoint of the one before it is written
         process.send_signal(signal.SIGINT)
@@ -262,8 +261,8 @@ def test_the_command_can_be_interrupted_and_resumed_to_the_same_weights(elsewher
         process.kill()
         process.wait(30)
         process.stdout.close()
-    resumed = elsewhere("resumed", *length, "training.resume=true", f"paths.checkpoints={tmp_path}/first")
-    log = (tmp_path / "first" / "training.log").read_text()
+    resumed = elsewhere("resumed", *length, "training.resume=true", f"paths.checkpoints={tmp_path}/checkpoints")
+    log = (tmp_path / "logs" / "training.log").read_text()
     assert "interrupted; go on with training.resume=true" in log
     assert "epoch epoch 19 " not in log
     assert train(resumed) == expected
