@@ -4,6 +4,7 @@ import inspect
 
 from torch import nn
 
+from src.models.airbench import Airbench
 from src.models.basic_cnn import BasicCNN
 from src.models.custom_cnn import CustomCNN
 from src.models.pretrained import build_efficientnet, build_resnet18
@@ -14,6 +15,7 @@ ARCHITECTURES = {
     "basic_cnn": BasicCNN,
     "custom_cnn": CustomCNN,
     "resnet": ResNet,
+    "airbench": Airbench,
     "efficientnet": build_efficientnet,
     "resnet18": build_resnet18,
     "prototypes": PrototypeNetwork,
