@@ -24,23 +24,27 @@ prometheus_client.disable_created_metrics()
 class Metrics:
     """What one worker process counts. ``show`` gives the sums over all of them."""
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, class_names: Collection[str]):
         self.registry = CollectorRegistry()
-        self.host = {"Level": "Host", "Hostname": socket.gethostname()}
-        self.model = {"ModelName": model, "Level": "Model", "Hostname": self.host["Hostname"]}
+        host = {"Level": "Host", "Hostname": socket.gethostname()}
+        self.model = {"ModelName": model, "Level": "Model", "Hostname": host["Hostname"]}
+        # Looking up the labels of a metric takes longer than counting, so what is counted often is looked up here.
         counters = {"labelnames": ["Class", *self.model], "registry": self.registry}
-        self.predictions = Counter("Predictions", "Predictions of each class", **counters)
+        predictions = Counter("Predictions", "Predictions of each class", **counters)
+        self.predictions = {name: predictions.labels(Class=name, **self.model) for name in class_names}
         counters["labelnames"] = ["Reason", *self.model]
         self.rejected = Counter("RejectedInputs", "Requests answered 400, by the type of their error", **counters)
-        counters["labelnames"] = list(self.host)
+        counters["labelnames"] = list(host)
         self.answers = {
-            first: Counter(f"Requests{first}XX", f"Answers with a status of {first}xx", **counters).labels(**self.host)
+            first: Counter(f"Requests{first}XX", f"Answers with a status of {first}xx", **counters).labels(**host)
             for first in (2, 4, 5)
         }
         histograms = {"labelnames": list(self.model), "registry": self.registry, "buckets": BUCKETS}
-        self.confidence = Histogram("Confidence", "Confidence of the first prediction of each request", **histograms)
+        confidence = Histogram("Confidence", "Confidence of the first prediction of each request", **histograms)
+        self.confidence = confidence.labels(**self.model)
         histograms["labelnames"] = ["Stage", *self.model]
-        self.stages = Histogram("StageSeconds", "Seconds that a request spends in each stage", **histograms)
+        stages = Histogram("StageSeconds", "Seconds that a request spends in each stage", **histograms)
+        self.stages = [stages.labels(Stage=stage, **self.model) for stage in STAGES]
 
     def count_status(self, status: int) -> None:
         """One HTTP answer."""
@@ -50,8 +54,8 @@ class Metrics:
     def count_predictions(self, predictions: list[Prediction]) -> None:
         """The classes predicted for one request, and the confidence of the first."""
         for label, count in Tally(item.predicted_label for item in predictions).items():
-            self.predictions.labels(Class=label, **self.model).inc(count)
-        self.confidence.labels(**self.model).observe(predictions[0].confidence)
+            self.predictions[label].inc(count)
+        self.confidence.observe(predictions[0].confidence)
 
     def count_rejected(self, reason: str) -> None:
         """One request answered 400."""
@@ -60,8 +64,8 @@ class Metrics:
     def time_stages(self, moments: Collection[float]) -> None:
         """``moments``: when each of STAGES began and the last ended, in seconds of one clock."""
         moments = list(moments)
-        for stage, begin, end in zip(STAGES, moments, moments[1:], strict=False):
-            self.stages.labels(Stage=stage, **self.model).observe(end - begin)
+        for stage, begin, end in zip(self.stages, moments, moments[1:], strict=False):
+            stage.observe(end - begin)
 
     def show(self) -> bytes:
         """The text that Prometheus reads, with TorchServe's names for counters."""

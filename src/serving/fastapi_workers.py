@@ -46,7 +46,7 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, app: ASGIApp, service: Service):
         config = uvicorn.Config(
             app,
-            http="h11",
+            http="httptools",
             loop="asyncio",
             ws="none",
             log_config=LOGGING,
