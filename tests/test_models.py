@@ -20,12 +20,8 @@ from src.models.storage import CONFIG_NAME, WEIGHTS_NAME
 from src.preprocessing import Preprocessing
 
 CLASS_NAMES = ["Bag", "Dress", "Shirt"]
-SMALL = {
-    "airbench": {"widths": [8, 16]},
-    "basic_cnn": {"widths": [8, 16]},
-    "prototypes": {"backbone": "test_resnet", "embedding_size": 16},
-    "resnet": {"widths": [8, 16], "blocks": [1, 0]},
-}
+SMALL = {"basic_cnn": {"widths": [8, 16]}, "resnet": {"widths": [8, 16], "blocks": [1, 0]},
+         "prototypes": {"backbone": "test_resnet", "embedding_size": 16}}  # fmt: skip
 
 
 def config_of(architecture: str, channels: int = 1, **values) -> ModelConfig:
@@ -95,27 +91,6 @@ def test_dropout_is_an_argument_of_every_architecture():
         assert network.train()(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
 
 
-def test_whitening_makes_the_first_outputs_uncorrelated():
-    network = build_network("airbench", 3, 10)
-    images = torch.nn.functional.avg_pool2d(torch.rand(50, 3, 36, 36), 3, 1)  # neighbours alike, as in photos
-    network.start_from(images)
-    outputs = network.whitening(images).movedim(1, 0).flatten(1).detach()
-    assert outputs.shape[0] == 24
-    torch.testing.assert_close(outputs[:12], -outputs[12:])
-    covariance = torch.cov(outputs[:12])
-    off_diagonal = covariance - torch.diag(covariance.diag())
-    assert off_diagonal.abs().max() < 1e-2
-    assert ((covariance.diag() > 0.5) & (covariance.diag() < 1.01)).all()
-
-
-def test_every_convolution_of_airbench_passes_its_input_on():
-    network = build_network("airbench", 3, 10, widths=[32])
-    for name in ("1", "5"):
-        convolution = network.features.get_submodule(name)
-        images = torch.rand(2, convolution.in_channels, 8, 8)
-        torch.testing.assert_close(convolution(images)[:, : convolution.in_channels], images)
-
-
 def test_normalization_is_part_of_the_model():
     model = ImageClassifier(torch.nn.Identity(), [0.5], [0.25])
     torch.testing.assert_close(model(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)), torch.tensor([[[[-2.0, 2.0]]]]))
@@ -123,9 +98,7 @@ def test_normalization_is_part_of_the_model():
 
 
 def test_unknown_names_list_the_valid_ones():
-    with pytest.raises(
-        ValueError, match=r"'vgg'.*valid: airbench, basic_cnn, custom_cnn, efficientnet, prototypes, resnet"
-    ):
+    with pytest.raises(ValueError, match=r"'vgg'.*valid: basic_cnn, custom_cnn, efficientnet, prototypes, resnet"):
         build_network("vgg", 1, 10)
     with pytest.raises(ValueError, match=r"blocks for basic_cnn; valid: widths, dropout"):
         build_network("basic_cnn", 1, 10, blocks=[1])

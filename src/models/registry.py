@@ -4,7 +4,6 @@ import inspect
 
 from torch import nn
 
-from src.models.airbench import Airbench
 from src.models.basic_cnn import BasicCNN
 from src.models.custom_cnn import CustomCNN
 from src.models.pretrained import build_efficientnet, build_resnet18
@@ -15,7 +14,6 @@ ARCHITECTURES = {
     "basic_cnn": BasicCNN,
     "custom_cnn": CustomCNN,
     "resnet": ResNet,
-    "airbench": Airbench,
     "efficientnet": build_efficientnet,
     "resnet18": build_resnet18,
     "prototypes": PrototypeNetwork,

@@ -86,9 +86,6 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     if config.training.compile:
         model.network.compile()
     data = ImageDataModule(config)
-    if hasattr(network, "start_from"):  # its first layer is made of the images
-        data.setup("fit")
-        network.start_from(model.normalize(data.datasets["train"].images[:5000]))
     best, last = _checkpoints(config)
     resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
     run = open_run(config, _run_id(last.dirpath) if resume_from else None, tags)
