@@ -94,5 +94,5 @@ def test_tree_and_links_exist():
 def test_every_missed_target_is_named():
     """The README does not hide a target that the shipped model misses."""
     for sentence in METRICS["targets_missed"]:
-        subject = sentence.split(" is ")[0]
-        assert subject in README, sentence
+        subject = sentence.split(" is ")[0].replace("_", " ")
+        assert subject.lower() in README.lower(), sentence
