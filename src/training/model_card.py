@@ -1,7 +1,7 @@
 """Write docs/model_card.md from what was measured: ``python src/training/model_card.py --config configs/config.yaml``.
 
-Reads models/best_model/config.json, metrics/data_info.yaml, metrics/test_metrics.json and
-metrics/confusion_matrix.json. No figure in the card is typed by hand.
+Reads models/best_model/config.json and, from metrics/, data_info.yaml, test_metrics.json, confusion_matrix.json and,
+where there is one, photos.json. No figure in the card is typed by hand.
 """
 
 import sys
@@ -37,7 +37,7 @@ def model_card(config) -> str:
         ("Measured on the test images", measured(metrics)),
         ("By class", by_class(metrics, confusion)),
         ("Confidence", confidence(card, metrics)),
-        ("Limits", limits(card)),
+        ("Limits", limits(card, metrics_folder / "photos.json")),
     )
     head = f"# Model card: {card.name}\n\nWritten by `python src/training/model_card.py`; do not edit.\n"
     return head + "".join(f"\n## {title}\n\n{text.strip()}\n" for title, text in sections)
@@ -125,7 +125,8 @@ def confidence(card: ModelConfig, metrics: dict) -> str:
     )
 
 
-def limits(card: ModelConfig) -> str:
+def limits(card: ModelConfig, photos: Path) -> str:
+    """``photos``: what src/training/photos.py wrote; left out when that was not measured."""
     spec = card.preprocessing
     lines = [
         f"It sees {spec.height}x{spec.width} pixels: texture, small print and fasteners are gone, and with them much "
@@ -134,6 +135,14 @@ def limits(card: ModelConfig) -> str:
         "classes; it does not tell that an image shows something else, or is a photo the data has nothing like.",
         "Some labels of the data are wrong or arguable, so no model can reach accuracy 1.",
     ]
+    if photos.is_file():
+        found = json.loads(photos.read_text(encoding="utf-8"))
+        lines.append(
+            f"It does not know ordinary photos: of {found['photos']} it is right on {found['plain']['accuracy']:.3f} "
+            f"resized only, on {found[card.preprocessing.style]['accuracy']:.3f} made to look like its data, as serving "
+            f"does; always answering the largest class would be right on {found['share_of_the_largest_class']:.3f}. The "
+            "experiment `clothing_small` is for photos."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
