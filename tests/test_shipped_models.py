@@ -1,0 +1,41 @@
+"""The models in git: each runtime of each gives the same answers, and the figures beside them are of these weights."""
+
+import json
+
+import numpy as np
+import pytest
+
+from src.inference import Predictor
+from src.inference.runtimes import FILES
+from tests.conftest import ROOT
+from tests.drawing import GARMENTS, draw_garment, encode
+
+SHIPPED = {
+    "models/best_model": "metrics",
+    "models/clothing_small/best_model": "metrics/clothing_small",
+    "models/flowers_small/best_model": "metrics/flowers_small",
+}
+
+
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_every_runtime_gives_the_same_answers(folder):
+    found = {}
+    for runtime in FILES:
+        predictor = Predictor.load(ROOT / folder, runtime=runtime)
+        pixels = np.stack([predictor.decode(encode(draw_garment(kind, size=96))) for kind in GARMENTS])
+        found[runtime] = predictor.probabilities(pixels)
+    np.testing.assert_allclose(found["onnx"], found["torch"], atol=1e-4)
+    assert np.abs(found["onnx-int8"] - found["torch"]).mean() < 0.02
+
+
+@pytest.mark.parametrize(("folder", "metrics"), SHIPPED.items())
+def test_the_figures_are_of_this_model(folder, metrics):
+    card = json.loads((ROOT / folder / "config.json").read_text())
+    measured = json.loads((ROOT / metrics / "test_metrics.json").read_text())
+    info = (ROOT / metrics / "data_info.yaml").read_text()
+    assert card["metrics"]["test_accuracy"] == pytest.approx(measured["accuracy"], abs=1e-4)
+    assert card["data_hash"] in info
+    page = (ROOT / "docs" / "results.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{card['name']}` |"))
+    for key in ("accuracy", "macro_f1", "top_3_accuracy"):
+        assert f"| {measured[key]:.4f} |" in row
