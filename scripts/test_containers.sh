@@ -118,7 +118,8 @@ for row in rows:
 print(f"The CSV and the server agree: {answer['predicted_label']}, {answer['confidence']:.3f}")
 PY
     inside curl -fsS "$management" | grep '"status": "READY"' >/dev/null || fail "management shows no READY worker"
-    inside curl -fsS "$metrics/metrics" | grep '^Predictions{' >/dev/null || fail "the metrics hold no Predictions"
+    counted() { inside curl -fsS "$metrics/metrics" | grep '^Predictions{'; }
+    wait_for 10 counted || fail "the metrics hold no Predictions"  # workers report them a little later
     inside curl -fsS -X PUT "$management?min_worker=0&max_worker=1&synchronous=true" >/dev/null
     if healthy >/dev/null 2>&1; then fail "the health check passes with no worker"; fi
     inside curl -fsS -X PUT "$management?min_worker=1&synchronous=true" >/dev/null
