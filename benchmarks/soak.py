@@ -6,7 +6,6 @@ the memory (PSS of Java and its workers) of the last quarter is not above that o
 
 import argparse
 import base64
-import json
 import socket
 import statistics
 import subprocess
@@ -63,7 +62,7 @@ def load(service: Service, total: int, java: psutil.Process) -> tuple[Counter, l
     """Send ``total`` requests; what they came to, and the memory over time."""
     path = f"/predictions/{service.model}"
     text = (ROOT / "torchserve" / "sample_input.json").read_bytes()
-    image = base64.b64decode(json.loads(text)["image"])
+    image = base64.b64decode(orjson.loads(text)["image"])
     wanted = requests.post(f"{service.inference}{path}", data=image, timeout=TIMEOUT).json()["probabilities"]
     seen: Counter = Counter()
     sizes: list[float] = []

@@ -136,13 +136,12 @@ def limits(card: ModelConfig, photos: Path) -> str:
         "Some labels of the data are wrong or arguable, so no model can reach accuracy 1.",
     ]
     if photos.is_file():
-        found = json.loads(photos.read_text(encoding="utf-8"))
-        converted = found[card.preprocessing.style]["accuracy"]
+        found = read(photos)
         lines.append(
             f"It does not know ordinary photos: of {found['photos']} it is right on {found['plain']['accuracy']:.3f} "
-            f"resized only, on {converted:.3f} made to look like its data, as "
-            f"serving does; always answering the largest class would be right on "
-            f"{found['share_of_the_largest_class']:.3f}. The experiment `clothing_small` is for photos."
+            f"resized only, on {found[spec.style]['accuracy']:.3f} made to look like its data, as serving does; always "
+            f"answering the largest class would be right on {found['share_of_the_largest_class']:.3f}. The experiment "
+            "`clothing_small` is for photos."
         )
     return "\n".join(f"- {line}" for line in lines)
 
