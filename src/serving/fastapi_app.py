@@ -23,6 +23,7 @@ from src.serving.fastapi_service import MAX_BATCH, Service
 from src.serving.fastapi_workers import UNUSABLE, DrainingServer, end_on_signals, listen_on, supervise
 
 SWITCH = 0.0002  # seconds that a classifying thread may keep the event loop waiting; Python's 0.005 costs a fifth
+
 # TorchServe's own words for the same.
 HTTP_ERRORS = {
     404: ("ResourceNotFoundException", "Requested resource is not found, please refer to API document."),
