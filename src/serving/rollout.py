@@ -10,7 +10,7 @@ from urllib.parse import quote
 from src.export.archive import MANIFEST, checksum_path, verify
 from src.serving.golden import Item, answer_golden, compare
 from src.serving.management import SLOW, Service, check_ready, count_ready, wait_ready
-from src.serving.scaling import do_when_idle
+from src.serving.scaling import do_when_idle, unregister
 from src.serving.store import Store
 
 WARM_UP = 5  # rounds of the golden set before a version is judged and gets traffic
@@ -160,11 +160,11 @@ def go_back(service: Service, old: str, new: str, say: Callable) -> None:
 def retire(service: Service, version: str, say: Callable) -> None:
     """Unregister a version that is no longer the default, once it has answered all it took."""
 
-    def unregister() -> bool:
-        service.manage(f"/{quote(version)}", "DELETE", timeout=SLOW)
+    def remove() -> bool:
+        unregister(service, version)
         return True
 
-    if not do_when_idle(service, version, RETIRE, unregister):
+    if not do_when_idle(service, version, RETIRE, remove):
         say(
             f"version {version} stays registered: it is still asked for by its number; "
             f"later: curl -X DELETE {service.management}/models/{service.model}/{version}"

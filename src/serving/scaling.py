@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
+from src.serving.client import Refused
 from src.serving.management import SLOW, NotReady, Service, count_ready, wait_ready
 
 HOLD = 3.0  # seconds that workers wait while others are removed; at most MAX_HOLD of torchserve/handler.py
@@ -25,7 +26,7 @@ def scale(service: Service, workers: int) -> int:
     version, current = default["modelVersion"], len(default["workers"])
 
     def change() -> bool:
-        service.manage(f"?min_worker={workers}&max_worker={workers}", "PUT", timeout=SLOW)
+        set_workers(service, version, current, workers)
         return True
 
     if workers >= current:
@@ -38,6 +39,40 @@ def scale(service: Service, workers: int) -> int:
         else:
             raise NotReady(f"the workers of {service.model} stay busy; none was removed, try again with less traffic")
     return wait_ready(service, SLOW)
+
+
+def set_workers(service: Service, version: str, current: int, wanted: int) -> None:
+    """Ask for ``wanted`` workers instead of ``current``, and again when that removed only one of them. Raises OSError.
+
+    Two threads of TorchServe 0.12 give up the requests of a worker that goes, also those of ``hold``, and where both do
+    so at once it answers 500, a NullPointerException. That worker is gone, the others are not.
+    """
+    for _ in range(max(1, current - wanted)):
+        try:
+            service.manage(f"/{quote(version)}?min_worker={wanted}&max_worker={wanted}", "PUT", timeout=SLOW)
+        except Refused as error:
+            if not is_race(error):
+                raise
+        else:
+            return
+
+
+def unregister(service: Service, version: str) -> None:
+    """Unregister ``version``, whose workers are held. Raises OSError.
+
+    All but one worker go first: where ``set_workers`` would ask again, the version is gone and its other workers stay.
+    """
+    set_workers(service, version, len(service.describe(version)["workers"]), 1)
+    try:
+        service.manage(f"/{quote(version)}", "DELETE", timeout=SLOW)
+    except Refused as error:
+        if not is_race(error):
+            raise
+
+
+def is_race(error: Refused) -> bool:
+    """Whether TorchServe removed a worker and stumbled then."""
+    return error.status == 500 and "NullPointerException" in str(error)
 
 
 def hold_and_do(service: Service, version: str, workers: int, action: Callable[[], bool], hold: float = HOLD) -> bool:
