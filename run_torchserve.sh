@@ -189,7 +189,7 @@ fi
 choose_archive
 verify_others
 settings=$(cat "$run/next.properties" "${checksums[@]}" ${certificate:+"$certificate" "$private_key"} \
-    torchserve/metrics.yaml torchserve/log4j2.xml | sha256sum)
+    torchserve/metrics.yaml torchserve/log4j2.xml torchserve/java/HttpPostRequestDecoder.java | sha256sum)
 state="$mode $secure $ports $settings" digest=$(<"$archive.sha256")
 as_started() {
     [[ -f $run/running && $(head -n 1 "$run/running") == "$state" ]] || return

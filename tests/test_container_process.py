@@ -80,6 +80,7 @@ def container(server, tmp_path) -> Iterator[Container]:
     home.mkdir()
     for name in FILES:
         shutil.copy2(ROOT / "torchserve" / name, root)
+    shutil.copytree(ROOT / "torchserve" / "java", root / "java")
     shutil.copy2(server.root / "torchserve" / "model-store" / "fashion_mnist.mar", root / "model-store")
     write_empty_archive(root / "model-store", "fashion_mnist")
     settings = (ROOT / "torchserve" / "config.properties").read_text()

@@ -185,14 +185,6 @@ def test_a_batch_of_every_bad_input_keeps_each_answer_with_its_request(ask, expe
         assert_same(answer, expected.picture)
 
 
-def test_a_url_encoded_form_is_told_what_to_send(ask):
-    kind = {"Content_Type": "application/x-www-form-urlencoded; charset=utf-8"}
-    for parts in ({}, {'{"image":"iVBORw0KGgo': b'"}'}):
-        [(status, error)] = ask(fields(parts, **kind))
-        assert (status, error["type"]) == (400, "url_encoded")
-        assert "-H 'Content-Type: application/json'" in error["message"]
-
-
 def test_describe(ask, model_dir):
     [(status, answer)] = ask(fields({}, describe="True"))
     config = asdict(ask.handler.predictor.config)

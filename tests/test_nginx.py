@@ -27,8 +27,6 @@ from tests.waiting import wait_until
 HEAD = "POST /predictions/fashion_mnist HTTP/1.1\r\nHost: x\r\n"
 LIMIT = 33554432  # bytes
 MEGABYTE = 1 << 20
-BROKEN_FORM = b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n"  # no name
-AS_FORM = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 @pytest.fixture(scope="module")
@@ -135,40 +133,8 @@ def test_the_body_limit_is_torchserves(front):
     assert b'{"code":413,"type":"body_too_large","message":"' in said
 
 
-# ---- forms ----
-
-
-def test_a_form_that_cannot_be_taken_apart_is_a_400(front, server):
-    assert server.predict(BROKEN_FORM, headers=AS_FORM).status_code == 500  # TorchServe's own answer
-    assert is_error(front.predict(BROKEN_FORM, headers=AS_FORM), 400, "broken_form")
-    assert is_error(front.predict(PNG, headers={"Content-Type": "multipart/form-data; boundary="}), 400, "broken_form")
-
-
-ENCODED = "application/x-www-form-urlencoded"
-
-
-@pytest.mark.parametrize("kind", [ENCODED, "Application/X-WWW-Form-Urlencoded; charset=utf-8"])
-def test_an_encoded_form_never_reaches_torchserve(kind, front, server):
-    """Not the image that 'curl -d' sends, and not the 16 MB of tiny fields that would end TorchServe's Java."""
-    small = b'{"image": "iVBORw0KGgo"}'
-    for body in (small, b"a&" * (8 * MEGABYTE)):
-        assert is_error(front.predict(body, headers={"Content-Type": kind}), 400, "url_encoded")
-    said = server.predict(small, headers={"Content-Type": ENCODED}).json()
-    assert front.predict(small, headers={"Content-Type": kind}).json() == said
-
-
-def test_a_form_is_smaller_than_a_raw_image_may_be(front):
-    part = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n' + PNG
-    assert front.predict(part + bytes(9 * MEGABYTE) + b"\r\n--b--\r\n", headers=AS_FORM).status_code == 200
-    assert is_error(
-        front.predict(part + bytes(10 * MEGABYTE) + b"\r\n--b--\r\n", headers=AS_FORM), 413, "body_too_large"
-    )
-    unmeasured = front.predict(iter([part, b"\r\n--b--\r\n"]), headers=AS_FORM)
-    assert is_error(unmeasured, 413, "body_too_large")
-
-
-def test_a_form_before_a_worker_that_dies_is_no_400(front, server, service):
-    """ "Worker died." stays a 5xx, whatever was sent: the client is not to blame, and may send again."""
+def test_a_worker_that_dies_is_a_5xx(front, server, service):
+    """TorchServe's own answer: the client is not to blame, and may send again."""
     workers = [worker["pid"] for worker in server.describe()["workers"]]
     with ThreadPoolExecutor(40) as pool:
         for worker in workers:
@@ -212,7 +178,7 @@ def test_a_compressed_body_is_not_unpacked(front, server):
 
 
 def test_many_large_bodies_are_taken_a_few_at_a_time(front, server):
-    """Eight of 31 MB at once end TorchServe's Java. In front of it the others are asked to come again."""
+    """The others are asked to come again, before TorchServe reads them."""
     body = PNG + bytes(31 * MEGABYTE)
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda _: front.predict(body), range(10)))

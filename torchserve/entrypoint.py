@@ -56,6 +56,9 @@ def main() -> None:
 
     os.environ.pop("PYTHONPATH", None)  # it would come before the archive's own modules in every worker
     os.umask(0o077)  # the keys are nobody else's
+    here = Path("io")  # where Java looks first; see java/HttpPostRequestDecoder.java
+    here.unlink(missing_ok=True)
+    here.symlink_to(ROOT / "java" / "io")
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     sys.argv = [

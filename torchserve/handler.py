@@ -14,7 +14,7 @@ from src.inference.archive import checksums, load_archived_predictor
 from src.inference.batch import PixelBatch
 from src.inference.frames import FrameReader
 from src.inference.report import Report
-from src.inference.requests import URL_ENCODED, error_body, in_list, parse_request
+from src.inference.requests import error_body, in_list, parse_request
 from src.preprocessing import ImageError
 
 JSON = "application/json"
@@ -66,7 +66,7 @@ class ImageClassifierHandler:
             if is_describe_request(request, headers):
                 self.hold(headers.get("hold-until", "0"))
                 return self.description
-            images, several = parse_request(request.values(), str(headers.get("content-type", "")))
+            images, several = parse_request(request, str(headers.get("content-type", "")))
             before = self.batch.used
             for number, image in enumerate(images):
                 try:
@@ -132,6 +132,6 @@ class ImageClassifierHandler:
 
 def is_describe_request(request: dict, headers: dict) -> bool:
     """Whether the management API asks: it marks the request with a header, which a client could send as well, and sends
-    no field at all, where a client's request has one unless it is an empty form."""
-    form = str(headers.get("content-type", "")).lower().startswith((URL_ENCODED, "multipart/form-data"))
+    no field at all, where a client's request has its body (or is an empty form, if Java takes forms apart)."""
+    form = str(headers.get("content-type", "")).lower().startswith(("multipart/", "application/x-www-form-urlencoded"))
     return headers.get("describe") == "True" and not request and not form

@@ -2,9 +2,10 @@
 
 import binascii
 import re
-from collections.abc import Collection
+from collections.abc import Iterator, Mapping
 
 import orjson
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from src.preprocessing import ImageError
 
@@ -12,27 +13,48 @@ MAX_IMAGES = 64  # in one request
 DATA_URI = re.compile(rb"data:[\w.+/-]*(;[\w.+=/-]*)*,")
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 WHITESPACE = b" \t\r\n"
-URL_ENCODED = "application/x-www-form-urlencoded"
+FORM = "multipart/form-data"
 
 
-def parse_request(bodies: Collection[bytes], content_type: str, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
-    """The images of one request as ``parse_body`` gives them. ``bodies``: the raw body, or each field of a form.
+def parse_request(fields: Mapping[str, bytes], content_type: str, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
+    """The images of one request as ``parse_body`` gives them; several fields of a form answer a list, as sent.
 
-    Several fields answer a list, in the order sent. Raises ImageError, also for more than ``limit`` images.
+    ``fields``: the body, named ``body``; or the fields of a form, from a TorchServe that has taken it apart already.
+    Raises ImageError, also for more than ``limit`` images.
     """
-    if content_type.lower().startswith(URL_ENCODED):
-        raise ImageError(
-            "url_encoded",
-            f"the request says Content-Type: {URL_ENCODED} (what curl -d sends), which damages images; "
-            "add -H 'Content-Type: application/json' for JSON, or send an image with -F data=@FILE or -T FILE",
-        )
+    images, bodies, several = [], 0, False
+    for body in form_fields(fields["body"], content_type) if fields.keys() == {"body"} else fields.values():
+        found, listed = parse_body(body, limit)
+        images += found
+        bodies += 1
+        several = listed or bodies > 1
+        if len(images) > limit:
+            raise ImageError("too_many", f"the request holds more than {limit} images; send them in several requests")
     if not bodies:
         raise ImageError("empty", "the form has no field; send an image with -F data=@FILE")
-    parsed = [parse_body(body, limit) for body in bodies]
-    images = [image for found, _ in parsed for image in found]
-    if len(images) > limit:
-        raise ImageError("too_many", f"the request holds {len(images)} images, the limit is {limit}")
-    return images, len(parsed) > 1 or parsed[0][1]
+    return images, several
+
+
+def form_fields(body: bytes, content_type: str) -> Iterator[bytes]:
+    """The fields of a multipart form in the order sent, or else the whole body. Raises ImageError."""
+    kind, options = parse_options_header(content_type)
+    boundary = options.get("boundary", "").encode()
+    if kind != FORM or not boundary or b"--" + boundary not in body:
+        yield body
+        return
+    try:
+        with PushMultipartParser(boundary) as parser:
+            for event in parser.parse(body):
+                if isinstance(event, MultipartSegment):
+                    field = []
+                elif event:
+                    field.append(event)
+                else:
+                    yield b"".join(field)
+    except MultipartError as error:
+        raise ImageError(
+            "broken_form", f"the form cannot be taken apart: {error}; send an image with -F data=@FILE or -T FILE"
+        ) from error
 
 
 def in_list(error: ImageError, number: int, several: bool) -> ImageError:

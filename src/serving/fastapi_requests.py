@@ -1,16 +1,13 @@
-"""What the FastAPI server does to every request: an id, a line of log, a limit to the body; forms are taken apart."""
+"""What the FastAPI server does to every request: an id, a line of log, a limit to the body."""
 
 import logging
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 
 import orjson
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,22 +87,6 @@ async def read_body(request: Request) -> bytes:
     if length > MAX_BODY:
         raise too_large
     return bytes(body)
-
-
-def form_fields(body: bytes, content_type: str) -> list[bytes]:
-    """The fields of a multipart form in the order sent, or else the whole body. Of a damaged form, what is whole."""
-    kind, options = parse_options_header(content_type)
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        return [body]
-    fields, parts = [], []
-    callbacks = {
-        "on_part_begin": parts.clear,
-        "on_part_data": lambda data, start, end: parts.append(data[start:end]),
-        "on_part_end": lambda: fields.append(b"".join(parts)),
-    }
-    with suppress(FormParserError):
-        MultipartParser(options[b"boundary"], callbacks).write(body)
-    return fields
 
 
 class JsonLines(logging.Formatter):

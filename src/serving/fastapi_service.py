@@ -13,7 +13,7 @@ from src.inference import Predictor
 from src.inference.requests import MAX_IMAGES, error_body, in_list, parse_request
 from src.preprocessing import ImageError
 from src.serving.fastapi_metrics import Metrics
-from src.serving.fastapi_requests import Refusal, form_fields
+from src.serving.fastapi_requests import Refusal
 
 RETRY_AFTER = "1"  # seconds, said to who is refused
 MAX_BATCH = 10  # images in one request to /predict/batch
@@ -57,7 +57,7 @@ class Service:
         """What ``answer`` gives, in this thread; counts and times it. ``sent``: when it began to wait."""
         moments = [sent, time.perf_counter()]
         try:
-            images, several = parse_request(form_fields(body, content_type), content_type, limit)
+            images, several = parse_request({"body": body}, content_type, limit)
             pixels = self.decode(images, several)
         except ImageError as error:
             self.metrics.count_rejected(error.reason)

@@ -34,7 +34,7 @@ LOGGING = {
     "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "lines"}},
     "root": {"handlers": ["stdout"], "level": "INFO"},
     # The client is told what is wrong with its form; when uvicorn starts and ends is said here.
-    "loggers": {"python_multipart": {"level": "ERROR"}, "uvicorn": {"level": "WARNING"}},
+    "loggers": {"uvicorn": {"level": "WARNING"}},
 }
 log = logging.getLogger("fastapi_app")
 

@@ -32,7 +32,7 @@ SHIPPED = (
     "serving/mlflow_model.py",
 )
 REQUIREMENTS = ROOT / "torchserve" / "requirements.txt"
-NEEDED = ("numpy", "orjson", "pillow", "pyyaml")  # by every runtime
+NEEDED = ("multipart", "numpy", "orjson", "pillow", "pyyaml")  # by every runtime
 BY_RUNTIME = {"torch": ("torch", "safetensors"), "onnx": ("onnxruntime",), "onnx-int8": ("onnxruntime",)}
 CONTENT_TAG = "content_sha256"
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)
