@@ -15,8 +15,9 @@ import pytest
 import requests
 
 from src.inference.runtimes import FILES
+from src.serving.client import Refused
 from src.serving.management import Service
-from src.serving.scaling import scale
+from src.serving.scaling import scale, set_workers
 from tests.conftest import RUNTIME, TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG
@@ -79,6 +80,25 @@ def test_scaling_under_traffic_fails_no_request(server):
         seen = sum((client.result(timeout=2 * TIMEOUT) for client in clients), Counter())
     assert seen.keys() == {(200, True)}, seen
     assert seen.total() > 2 * CLIENTS  # they went on while workers came and went
+
+
+def test_scaling_goes_on_where_torchserve_stumbles(monkeypatch):
+    """The race in TorchServe comes once in hundreds of times, so here stands the answer that was seen of it."""
+    lost = Refused('PUT answers 500: NullPointerException: because "job" is null', 500)
+    answers, asked = [lost, lost, b"{}", Refused("no such model", 404)], []
+
+    def manage(_, path: str, *_more, **_options) -> bytes:
+        asked.append(path)
+        answer = answers.pop(0)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(Service, "manage", manage)
+    set_workers(Service(), "1.0", 4, 1)
+    assert asked == ["/1.0?min_worker=1&max_worker=1"] * 3
+    with pytest.raises(Refused, match="no such model"):
+        set_workers(Service(), "1.0", 4, 1)
 
 
 def test_scale_as_a_command(server):
