@@ -117,6 +117,8 @@ for row in rows:
         sys.exit(f"error: the CSV and the server differ by {worst}; is the archive older than models/best_model?")
 print(f"The CSV and the server agree: {answer['predicted_label']}, {answer['confidence']:.3f}")
 PY
+    inside curl -sS "$inference/predictions/fashion_mnist" -H 'Content-Type: multipart/form-data; boundary=a' \
+        --data-binary $'--a\r\n\r\n\r\n--a--\r\n' | grep broken_form >/dev/null || fail "Java takes forms apart itself"
     inside curl -fsS "$management" | grep '"status": "READY"' >/dev/null || fail "management shows no READY worker"
     counted() { inside curl -fsS "$metrics/metrics" | grep '^Predictions{'; }
     wait_for 10 counted || fail "the metrics hold no Predictions"  # workers report them a little later

@@ -105,6 +105,9 @@ def test_sigterm_answers_what_was_taken_and_ends(container):
         healthy = container.health()
         assert (healthy.returncode, healthy.stdout) == (0, "READY workers: 1\n")
         url = f"{service.inference}/predictions/fashion_mnist"
+        form = {"Content-Type": "multipart/form-data; boundary=a"}
+        broken = requests.post(url, b"--a\r\n\r\n\r\n--a--\r\n", headers=form, timeout=TIMEOUT)
+        assert (broken.status_code, broken.json()["type"]) == (400, "broken_form")  # Java finds our class
         with ThreadPoolExecutor(20) as clients, Traffic(url, clients=4) as traffic:
             slow = [clients.submit(requests.post, url, data=SLOW, timeout=2 * TIMEOUT) for _ in range(20)]
             asked = partial(service.total, "ts_inference_requests_total", model_version="default")
