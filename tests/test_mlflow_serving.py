@@ -98,7 +98,15 @@ def test_the_model_says_what_it_takes_gives_and_needs(registered, in_store):
     assert info.saved_input_example_info["artifact_path"]
     needed = Path(mlflow.pyfunc.get_model_dependencies(registered)).read_text().split()
     pins = (ROOT / "torchserve" / "requirements.txt").read_text()
-    assert {line.split("==")[0] for line in needed} == {"mlflow", "numpy", "onnxruntime", "orjson", "pillow", "pyyaml"}
+    assert {line.split("==")[0] for line in needed} == {
+        "mlflow",
+        "multipart",
+        "numpy",
+        "onnxruntime",
+        "orjson",
+        "pillow",
+        "pyyaml",
+    }
     assert all(line in pins for line in needed if not line.startswith("mlflow"))
 
 
