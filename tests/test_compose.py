@@ -54,7 +54,7 @@ def test_a_service_is_built_of_files_that_exist_and_images_with_a_version(name):
         for source in line.split():
             assert f"!{source}" in ignored, f"{source} is kept out of the build"
             if "model-store" not in source:  # ./create_mar_archive.sh makes these
-                assert (ROOT / SERVICES[name]["build"]["context"] / source).is_file()
+                assert (ROOT / SERVICES[name]["build"]["context"] / source).exists()
     images = [SERVICES[name]["image"], *re.findall(r"^ARG BASE_IMAGE=(\S+)$", text, re.M)]
     assert len(images) == 2
     for image in images:

@@ -213,6 +213,7 @@ def test_after_a_crash_the_deployed_version_is_started_again_by_itself(own, serv
     assert traffic.seen.keys() <= {"2.0", "ConnectionError", 500, 503}
     log = own.root / "torchserve" / ".run" / "restarts.log"
     wait_until(lambda: "the server has ended by itself; starting it again" in log.read_text())
+    wait_until(lambda: "Verifying the deployed archive" in log.read_text())  # it has the lock by then
     again = own.start("--native")  # waits for the watcher, which is at it
     assert f"TorchServe is running with this archive (process {pid_of(own.root)})" in again.stdout
     assert pid_of(own.root) != killed
