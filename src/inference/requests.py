@@ -10,6 +10,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from src.preprocessing import ImageError
 
 MAX_IMAGES = 64  # in one request
+MAX_FIELDS = 1000  # of a form; more would keep a worker busy for seconds
 DATA_URI = re.compile(rb"data:[\w.+/-]*(;[\w.+=/-]*)*,")
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 WHITESPACE = b" \t\r\n"
@@ -22,17 +23,14 @@ def parse_request(fields: Mapping[str, bytes], content_type: str, limit: int = M
     ``fields``: the body, named ``body``; or the fields of a form, from a TorchServe that has taken it apart already.
     Raises ImageError, also for more than ``limit`` images.
     """
-    images, bodies, several = [], 0, False
-    for body in form_fields(fields["body"], content_type) if fields.keys() == {"body"} else fields.values():
-        found, listed = parse_body(body, limit)
-        images += found
-        bodies += 1
-        several = listed or bodies > 1
-        if len(images) > limit:
-            raise ImageError("too_many", f"the request holds more than {limit} images; send them in several requests")
-    if not bodies:
+    bodies = form_fields(fields["body"], content_type) if fields.keys() == {"body"} else fields.values()
+    parsed = [parse_body(body, limit) for body in bodies]
+    if not parsed:
         raise ImageError("empty", "the form has no field; send an image with -F data=@FILE")
-    return images, several
+    images = [image for found, _ in parsed for image in found]
+    if len(images) > limit:
+        raise ImageError("too_many", f"the request holds {len(images)} images, the limit is {limit}")
+    return images, len(parsed) > 1 or parsed[0][1]
 
 
 def form_fields(body: bytes, content_type: str) -> Iterator[bytes]:
@@ -43,7 +41,7 @@ def form_fields(body: bytes, content_type: str) -> Iterator[bytes]:
         yield body
         return
     try:
-        with PushMultipartParser(boundary) as parser:
+        with PushMultipartParser(boundary, max_segment_count=MAX_FIELDS) as parser:
             for event in parser.parse(body):
                 if isinstance(event, MultipartSegment):
                     field = []

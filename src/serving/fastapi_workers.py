@@ -33,7 +33,7 @@ LOGGING = {
     "formatters": {"lines": {"()": JsonLines}},
     "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "lines"}},
     "root": {"handlers": ["stdout"], "level": "INFO"},
-    # The client is told what is wrong with its form; when uvicorn starts and ends is said here.
+    # When uvicorn starts and ends is said here.
     "loggers": {"uvicorn": {"level": "WARNING"}},
 }
 log = logging.getLogger("fastapi_app")
