@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from src.data.datamodule import load_split
+from src.export.onnx import export
 from src.models import load_model
 from src.training.distillation import DistillationLoss
 from src.training.train import train
@@ -62,6 +63,22 @@ def test_a_student_of_its_teachers_alone_comes_close_to_them(elsewhere, teacher,
     assert near < far
 
 
+def test_a_teacher_answers_from_its_int8_file_as_it_does_in_pytorch(elsewhere, teacher, drawn):
+    """In a run with averaged weights, which copies the module that is trained."""
+    common = ["training.epochs=2", "training.ema_decay=0.5", f"training.teachers=[{teacher}]", "seed=7"]
+    quick, slow = (
+        elsewhere(runtime, *common, "export.calibration_images=50", f"training.teacher_runtime={runtime}")
+        for runtime in ("onnx-int8", "torch")
+    )
+    with pytest.raises(ValueError, match=r"model\.int8\.onnx does not exist"):
+        train(quick)
+    export(quick, teacher)
+    train(quick)
+    train(slow)
+    for row, other in zip(history(quick), history(slow), strict=True):
+        assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=0.05)
+
+
 def weights_of(folder: str) -> dict[str, torch.Tensor]:
     return load_model(Path(folder))[0].state_dict()
 
@@ -72,9 +89,10 @@ def weights_of(folder: str) -> dict[str, torch.Tensor]:
         (["training.teachers=[nowhere]"], "nowhere"),
         (["training.teachers=[TEACHER]", "training.teacher_share=2"], "teacher_share is 2"),
         (["training.teachers=[TEACHER]", "training.teacher_temperature=0"], "teacher_temperature 0"),
+        (["training.teachers=[TEACHER]", "training.teacher_runtime=gpu"], "unknown runtime 'gpu'"),
         (["training.teachers=[TEACHER]", "preprocessing.style=plain"], "whose preprocessing is"),
     ],
-    ids=["missing", "share", "temperature", "another preprocessing"],
+    ids=["missing", "share", "temperature", "runtime", "another preprocessing"],
 )
 def test_a_teacher_that_cannot_teach_is_an_error(elsewhere, teacher, overrides, message):
     with pytest.raises(ValueError, match=message):

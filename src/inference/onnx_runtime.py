@@ -31,6 +31,7 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads leave the cores to others
         options.log_severity_level = 3  # errors; warnings tell of optimisations
         if not has_vnni():
             # Sums of uint8 x int8 products overflow 16 bits on x86 before VNNI; these kernels are slower and exact.

@@ -46,8 +46,9 @@ class Predictor:
         self.config = config
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", runtime: str = "torch") -> "Predictor":
-        """From a folder like models/best_model. ``device``: cpu, cuda or cuda:N; ``runtime``: torch, onnx or onnx-int8.
+    def load(cls, folder: str | Path, device: str = "cpu", runtime: str = "torch", threads: int = 1) -> "Predictor":
+        """From a folder like models/best_model. ``device``: cpu, cuda or cuda:N; ``runtime``: torch, onnx or onnx-int8;
+        ``threads``: of each call of the last two.
 
         Raises ModelError for files that are missing, broken or stale, ValueError for an unknown runtime.
         """
@@ -59,7 +60,7 @@ class Predictor:
             model, config = load_model(folder)
             return cls(TorchRuntime(model, device), config)
         config = ModelConfig.load(folder / CONFIG_NAME)
-        loaded = load_onnx(folder / file, config, device, threads=1)
+        loaded = load_onnx(folder / file, config, device, threads)
         if (folder / WEIGHTS_NAME).is_file():
             loaded.check_weights(hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest())
         return cls(loaded, config)

@@ -1,16 +1,32 @@
 """Learning from trained models beside the labels (Hinton, Vinyals, Dean 2015, arXiv:1503.02531)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from src.models import ImageClassifier, ModelConfig, load_model
+from src.inference.predictor import Predictor
+from src.inference.runtimes import Runtime, runtime_file
+from src.models import ModelConfig, load_model
+
+Teacher = Callable[[torch.Tensor], torch.Tensor]  # uint8 (N, C, H, W) -> logits (N, classes)
 
 
-def load_teachers(folders: list[str], student: ModelConfig) -> list[ImageClassifier]:
-    """The models in ``folders``. Raises ModelError, and ValueError when one is not asked what ``student`` is asked."""
-    teachers = []
+def load_teachers(folders: list[str], student: ModelConfig, runtime: str) -> list[Teacher]:
+    """The models in ``folders``, run by ``runtime`` (src/inference/runtimes.py; the ONNX ones on the CPU).
+
+    Raises ModelError, and ValueError for an unknown runtime or a model that is not asked what ``student`` is asked.
+    """
+    teachers: list[Teacher] = []
     for folder in folders:
-        teacher, card = load_model(folder)
+        if runtime_file(runtime) is None:
+            teacher, card = load_model(folder)
+            teachers.append(teacher.requires_grad_(False))
+        else:
+            predictor = Predictor.load(folder, runtime=runtime, threads=torch.get_num_threads())
+            card = predictor.config
+            teachers.append(OnnxTeacher(predictor.runtime))
         for name in ("class_names", "preprocessing"):
             found, wanted = getattr(card, name), getattr(student, name)
             if found != wanted:
@@ -18,8 +34,17 @@ def load_teachers(folders: list[str], student: ModelConfig) -> list[ImageClassif
                     f"training.teachers names {folder}, whose {name} is {found}; the student's is {wanted}: "
                     "choose a teacher that was trained on the same data with the same preprocessing"
                 )
-        teachers.append(teacher.requires_grad_(False))
     return teachers
+
+
+class OnnxTeacher:
+    """A teacher on the CPU, whatever the device of its student."""
+
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.runtime(images.cpu().numpy())).to(images.device)
 
 
 class DistillationLoss:
@@ -28,13 +53,17 @@ class DistillationLoss:
     Times the temperature's square, as in section 2 of the paper, so that the gradients keep their size.
     """
 
-    def __init__(self, teachers: list[ImageClassifier], temperature: float):
+    def __init__(self, teachers: list[Teacher], temperature: float):
         self.teachers, self.temperature = teachers, temperature
 
+    def __deepcopy__(self, memo: dict) -> "DistillationLoss":
+        return self  # the moving average copies the module that is trained; one set of teachers serves both
+
     def to(self, device: torch.device) -> None:
-        """Move the teachers to where the images are."""
+        """Move the teachers that run in PyTorch to where the images are."""
         for teacher in self.teachers:
-            teacher.to(device, memory_format=torch.channels_last)
+            if isinstance(teacher, nn.Module):
+                teacher.to(device, memory_format=torch.channels_last)
 
     def __call__(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """uint8 (N, C, H, W), as augmented for the student, and its logits (N, classes) -> a scalar."""
