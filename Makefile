@@ -57,7 +57,7 @@ serve:  ## serve models/best_model with TorchServe
 serve-fastapi: env  ## serve models/best_model with FastAPI on port 8000, its API at /docs
 	python -m src.serving.fastapi_app --model-path models/best_model --runtime onnx-int8
 
-stop:  ## stop that server
+stop:  ## stop the TorchServe server
 	./run_torchserve.sh --stop
 
 serve-mlflow: env  ## register models/best_model unless it is, and serve it with MLflow on port 5001

@@ -109,8 +109,8 @@ drain() {  # TorchServe itself closes every connection at once
     if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
     if [[ -s $run/models ]]; then mapfile -t names <"$run/models"; fi
     for name in "${names[@]}"; do
-        TORCHSERVE_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --management "$(address management)" \
-            --metrics "$(address metrics)" --model "$name" --timeout 60 || status=1
+        TORCHSERVE_MANAGEMENT_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --model "$name" \
+            --management "$(address management)" --metrics "$(address metrics)" --timeout 60 || status=1
     done
     return "$status"
 }
@@ -118,7 +118,7 @@ drain() {  # TorchServe itself closes every connection at once
 serves_archive() {  # whether the server that runs answers with the archive chosen; operate deploy may have changed it
     local found token=
     if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
-    found=$(TORCHSERVE_TOKEN=$token "$python" -m src.serving.operate status --model "$model" \
+    found=$(TORCHSERVE_MANAGEMENT_TOKEN=$token "$python" -m src.serving.operate status --model "$model" \
         --management "$(<"$run/management_url")" 2>/dev/null || true)
     grep -qF "(default)  ${archive##*/} " <<<"$found"
 }
@@ -175,7 +175,8 @@ if [[ $stop == yes ]]; then
     exit
 fi
 if [[ $mode == auto ]]; then
-    if engine_answers; then mode=docker; else mode=native; fi
+    # The image holds one model; more of them are for a native server.
+    if ((${#others[@]} == 0)) && engine_answers; then mode=docker; else mode=native; fi
 elif [[ $mode == docker ]]; then
     engine_answers || fail "--docker: no Docker engine answers; start it, or use --native"
 fi
@@ -219,8 +220,8 @@ if [[ $mode == native ]]; then
 fi
 if [[ $secure == yes ]]; then
     fetch_keys
-    TORCHSERVE_TOKEN=$(key management)
-    export TORCHSERVE_TOKEN
+    TORCHSERVE_MANAGEMENT_TOKEN=$(key management) TORCHSERVE_INFERENCE_TOKEN=$(key inference)
+    export TORCHSERVE_MANAGEMENT_TOKEN TORCHSERVE_INFERENCE_TOKEN
 fi
 for name in "$model" "${others[@]}"; do
     "$python" -m src.serving.operate ready --management "$management_url" --model "$name" --timeout 120 \
@@ -230,7 +231,6 @@ for name in "$model" "${others[@]}"; do
         fail "the model $name did not become ready; the log above is from $run/logs"
     }
 done
-if [[ $secure == yes ]]; then TORCHSERVE_TOKEN=$(key inference); fi
 say "Sending torchserve/sample_input.json"
 "$python" -m src.serving.operate send torchserve/sample_input.json --inference "$inference_url" --model "$model"
 if [[ $mode == native ]]; then watch_server; fi

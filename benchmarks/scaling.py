@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.load import Measurement, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
 from benchmarks.servers import Server, running, stop_servers_on_sigterm
-from benchmarks.tables import table
+from benchmarks.pages import table, write_page
 from benchmarks.torchserve import Setting, build_archive, prepare
 from src.inference import Predictor
 
@@ -129,9 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         lines += ["", f"## {title}", "", text]
     print("\n".join(lines))
     if not arguments.no_page:
-        command = " ".join(["benchmarks/scaling.py", *sys.argv[1:]])
-        PAGE.write_text("\n".join(["# Cost as work grows", "", f"Written by `python {command}`.", "", *lines]) + "\n")
-        print(f"wrote {PAGE.relative_to(ROOT)}")
+        write_page(PAGE, "scaling.py", lines)
     return 0
 
 

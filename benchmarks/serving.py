@@ -21,7 +21,7 @@ from benchmarks.contenders import NAMES, launch, version_of
 from benchmarks.load import CONTENT_TYPES, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
 from benchmarks.servers import ONE_THREAD, ServerError, running, stop_servers_on_sigterm
-from benchmarks.tables import table
+from benchmarks.pages import table, write_page
 from benchmarks.targets import COLUMNS as TARGET_COLUMNS
 from benchmarks.targets import targets
 from benchmarks.torchserve import PYTHON, build_archive
@@ -105,11 +105,10 @@ def rows_of(found: dict) -> list[list[str]]:
     return rows
 
 
-def write_page(tables: list[str], failed: dict, arguments: argparse.Namespace, settings: dict, source: str) -> None:
+def write_results(tables: list[str], failed: dict, arguments: argparse.Namespace, settings: dict, source: str) -> None:
     """docs/benchmarks.md."""
     runtime = settings["handler"]["runtime"]
     lines = [
-        "# Serving compared", "", f"Written by `python {' '.join(['benchmarks/serving.py', *sys.argv[1:]])}`.", "",
         *describe_machine(), f"- Model: models/best_model, runtime {runtime}; {arguments.workers} workers each",
         f"- Load: wrk on the same cores, 1 thread, {arguments.connections} connections, {source}, 256 in turn;",
         f"  {arguments.warmup:g} s of warm-up, {arguments.seconds:g} s measured (a third of it for one connection),",
@@ -120,7 +119,7 @@ def write_page(tables: list[str], failed: dict, arguments: argparse.Namespace, s
         "", "Versions: " + "; ".join(dict.fromkeys(version_of(name) for name in arguments.only if name in NAMES)) + ".",
     ]  # fmt: skip
     lines += [f"\nNot measured: {name}, because {reason.splitlines()[0]}" for name, reason in failed.items()]
-    PAGE.write_text("\n".join(lines) + "\n")
+    write_page(PAGE, "serving.py", lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,8 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         tables += ["", table(TARGET_COLUMNS, reached)]
     print("\n".join(tables))
     if not arguments.no_page:
-        write_page(tables, failed, arguments, settings, source)
-        print(f"wrote {PAGE.relative_to(ROOT)}")
+        write_results(tables, failed, arguments, settings, source)
     return 1 if failed else 0
 
 

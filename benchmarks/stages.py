@@ -29,11 +29,10 @@ import orjson
 from benchmarks.load import test_images
 from benchmarks.machine import describe_machine
 from benchmarks.servers import ONE_THREAD
-from benchmarks.tables import table
+from benchmarks.pages import table, write_page
 from benchmarks.torchserve import ARCHIVE, PYTHON
 
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- written by benchmarks/stages.py -->", "<!-- end -->"
 BATCHES = (1, 8, 32)
 MODEL = "fashion_mnist"
 STAGE_LINE = re.compile(r'^StageSeconds_(sum|count)\{.*?Stage="(\w+)".*?\} (\S+)$', re.MULTILINE)
@@ -182,10 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         lines += ["", f"Stage histograms of the server at {arguments.metrics}:", "", histograms(arguments.metrics)]
     print("\n".join(lines))
     if not arguments.no_page:
-        page = PAGE.read_text() if PAGE.is_file() else f"# Where the time goes\n\n{BEGIN}\n{END}\n"
-        head, tail = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}")
-        print(f"wrote {PAGE.relative_to(ROOT)}")
+        write_page(PAGE, "stages.py", lines)
     return 0
 
 

@@ -18,7 +18,7 @@ sys.path[0] = str(ROOT)
 from benchmarks.load import measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
 from benchmarks.servers import running, stop_servers_on_sigterm
-from benchmarks.tables import table
+from benchmarks.pages import table, write_page
 from benchmarks.torchserve import PROPERTIES, Setting, build_archive, prepare, read_properties
 from src.inference import Predictor
 
@@ -134,9 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     ]
     print("\n".join(lines))
     if not arguments.no_page:
-        command = " ".join(["benchmarks/tune.py", *sys.argv[1:]])
-        PAGE.write_text("\n".join(["# Settings measured", "", f"Written by `python {command}`.", "", *lines]) + "\n")
-        print(f"wrote {PAGE.relative_to(ROOT)}")
+        write_page(PAGE, "tune.py", lines)
     return 0
 
 

@@ -97,11 +97,17 @@ def test_the_printed_curl_command_works_as_printed(secure):
 def test_operate_trusts_the_certificate_that_it_is_given(secure):
     url = f"https://127.0.0.1:{secure.ports[1]}"
     command = (sys.executable, "-m", "src.serving.operate", "ready", "--management", url)
-    token = {"TORCHSERVE_TOKEN": key_of(secure, "management")}
+    kinds = ("management", "inference")
+    token = {f"TORCHSERVE_{kind.upper()}_TOKEN": key_of(secure, kind) for kind in kinds}
     trust = {"TORCHSERVE_CERTIFICATE": str(secure.root / "torchserve" / ".run" / "tls" / "certificate.pem")}
     assert "CERTIFICATE_VERIFY_FAILED" in run_script(secure.root, *command, **token).stderr
     done = run_script(secure.root, *command, **token, **trust)
     assert done.stdout == "fashion_mnist is ready: 1 worker\n", done.stderr
+    addresses = (f"--{api}=https://127.0.0.1:{port}" for api, port in zip(kinds[::-1], secure.ports, strict=False))
+    options = (f"--{kind}-token={key_of(secure, kind)}" for kind in kinds)
+    send = ("send", "torchserve/sample_input.json", *addresses, *options)
+    sent = run_script(secure.root, *command[:3], *send, **trust)
+    assert json.loads(sent.stdout)["predicted_label"] == "Trouser", sent.stderr
 
 
 # ---- tokens ----

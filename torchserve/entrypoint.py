@@ -31,7 +31,7 @@ def own_service() -> Service:
     )
     here = Path()  # where TorchServe writes its keys, if it asks for them
     token = read_token("management", here, management=management) if (here / "key_file.json").exists() else ""
-    return Service(management=management, metrics=metrics, token=token)
+    return Service(management=management, metrics=metrics, management_token=token)
 
 
 def stop(number: int, _frame: object) -> None:

@@ -97,8 +97,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--duration", type=float, default=60, help="seconds; default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("data/fashion_mnist/test.npz"), help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("logs/load_test"), help="a folder; default: %(default)s")
-    parser.add_argument("--token", default=os.environ.get("TORCHSERVE_TOKEN", ""), help="inference key of --secure")
-    parser.add_argument("--management-token", default=os.environ.get("TORCHSERVE_MANAGEMENT_TOKEN", ""))
+    for api in ("management", "inference"):
+        token = os.environ.get(f"TORCHSERVE_{api.upper()}_TOKEN", "")
+        parser.add_argument(f"--{api}-token", default=token, help=f"the {api} key of a --secure server")
     arguments = parser.parse_args(argv)
     for name in ("rate", "duration"):
         if getattr(arguments, name) <= 0:
@@ -109,7 +110,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
-        server = Service(arguments.model, management=arguments.management, token=arguments.management_token)
+        server = Service(arguments.model, management=arguments.management, management_token=arguments.management_token)
         workers = check_ready(server)
     except NotReady as error:
         print(f"error: {error}; start a server with ./run_torchserve.sh", file=sys.stderr)
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         mix(images, labels, BAD_SHARE),
         arguments.rate,
         arguments.duration,
-        arguments.token,
+        arguments.inference_token,
         listening_process(arguments.inference),
     )
     figures = summarize(answers, usage, arguments.duration)

@@ -36,12 +36,14 @@ class Service:
     inference: str = "http://127.0.0.1:8080"
     management: str = "http://127.0.0.1:8081"
     metrics: str = "http://127.0.0.1:8082"
-    token: str = ""
+    management_token: str = ""
     inference_token: str = ""
 
     def manage(self, path: str = "", method: str | None = None, **options) -> bytes:
         """Call ``/models/MODEL`` + ``path`` of the management API. Raises OSError."""
-        return call(f"{self.management}/models/{self.model}{path}", token=self.token, method=method, **options)
+        return call(
+            f"{self.management}/models/{self.model}{path}", token=self.management_token, method=method, **options
+        )
 
     def predict(self, body: bytes, version: str = "", content_type: str = "application/json") -> dict:
         """The answer for one image, of the default version unless one is named. Raises OSError or ValueError."""
@@ -50,7 +52,7 @@ class Service:
 
     def register(self, query: str) -> None:
         """Register an archive of the model store: its file name, and ``&`` options if any. Raises OSError."""
-        call(f"{self.management}/models?url={query}", token=self.token, method="POST", timeout=SLOW)
+        call(f"{self.management}/models?url={query}", token=self.management_token, method="POST", timeout=SLOW)
 
     def describe(self, version: str = "") -> dict:
         """TorchServe's description of ``version``, or of the default one. Raises OSError."""

@@ -45,10 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--model", default=fields.model, help="default: %(default)s")
         for api in ("inference", "management", "metrics"):
             command.add_argument(f"--{api}", default=getattr(fields, api), help="default: %(default)s")
-        command.add_argument("--token", default=keys.get("TORCHSERVE_TOKEN", ""), help="for a --secure server")
-        command.add_argument(
-            "--inference-token", default=keys.get("TORCHSERVE_INFERENCE_TOKEN", ""), help="the same, for deploy"
-        )
+        for api in ("management", "inference"):
+            token = keys.get(f"TORCHSERVE_{api.upper()}_TOKEN", "")
+            command.add_argument(f"--{api}-token", default=token, help=f"the {api} key of a --secure server")
     return parser
 
 
@@ -80,7 +79,7 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
             return 0 if drain(service, arguments.store, arguments.timeout, say) else 1
         case "send":
             url = f"{service.inference}/predictions/{service.model}"
-            print(send(url, arguments.file.read_bytes(), token=service.token).decode())
+            print(send(url, arguments.file.read_bytes(), token=service.inference_token).decode())
     return 0
 
 
@@ -104,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.inference,
         arguments.management,
         arguments.metrics,
-        arguments.token,
+        arguments.management_token,
         arguments.inference_token,
     )
     try:
