@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from benchmarks import contenders, load, stages, tune
-from benchmarks.servers import find_class
 from benchmarks.pages import table
+from benchmarks.servers import find_class
 from benchmarks.targets import targets
 from benchmarks.torchserve import PROPERTIES, Setting, read_properties, repack
 from src.serving.load_requests import draw_images, encode_png
