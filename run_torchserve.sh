@@ -2,7 +2,7 @@
 # Serve the trained model with TorchServe: from a fresh clone to an answered request.
 set -euo pipefail
 caller=$PWD given=("$@")
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd -P "$(dirname "${BASH_SOURCE[0]}")"  # one name for a checkout that is also reached through a link
 
 usage() {
     cat <<'TEXT'
@@ -50,6 +50,8 @@ for port in "$inference" "$management" "$metrics"; do
 done
 [[ $inference != "$management" && $inference != "$metrics" && $management != "$metrics" ]] \
     || fail "--ports is $ports; the three must be different, for example 9080,9081,9082"
+[[ ${runtime[*]} =~ ^(--runtime (onnx-int8|onnx|torch))?$ ]] \
+    || fail "--runtime is '${runtime[1]}'; it must be onnx-int8, onnx or torch"
 if [[ -n $certificate$private_key ]]; then
     [[ $secure == yes ]] || fail "--certificate and --key belong to --secure"
     [[ $certificate == /* ]] || certificate=$caller/$certificate
@@ -58,6 +60,7 @@ if [[ -n $certificate$private_key ]]; then
         || fail "--certificate is $certificate and --key is $private_key; give two PEM files that exist"
 fi
 model=fashion_mnist
+names=("$model" "${others[@]}")  # of the models that are served
 run=$PWD/torchserve/.run tls=$PWD/torchserve/.run/tls
 export TORCHSERVE_CERTIFICATE=$tls/certificate.pem  # what the clients below trust behind https
 
@@ -70,8 +73,9 @@ one_at_a_time() {  # until this script ends; what it starts must not hold the lo
     (umask 077; mkdir -p "$run")
     exec 8>"$run/lock"
     flock --nonblock 8 && return
-    say "Waiting for another ./run_torchserve.sh"
-    flock --timeout 900 8 || fail "another ./run_torchserve.sh of this checkout has been at work for 15 minutes; end it first"
+    local other="another ./run_torchserve.sh, operate deploy or rollback"
+    say "Waiting for $other"
+    flock --timeout 900 8 || fail "$other of this checkout has been at work for 15 minutes; end it first"
 }
 
 is_running() {  # sets pid in native mode
@@ -115,22 +119,31 @@ drain() {  # TorchServe itself closes every connection at once
     return "$status"
 }
 
-serves_archive() {  # whether the server that runs answers with the archive chosen; operate deploy may have changed it
-    local found token=
+serves_archives() {  # whether the server that runs answers with those chosen; operate deploy may have changed them
+    local name file found token=
     if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
-    found=$(TORCHSERVE_MANAGEMENT_TOKEN=$token "$python" -m src.serving.operate status --model "$model" \
-        --management "$(<"$run/management_url")" 2>/dev/null || true)
-    grep -qF "(default)  ${archive##*/} " <<<"$found"
+    for name in "${names[@]}"; do
+        file=${archives[$name]##*/}
+        found=$(TORCHSERVE_MANAGEMENT_TOKEN=$token "$python" -m src.serving.operate status --model "$name" \
+            --management "$(<"$run/management_url")" 2>/dev/null || true)
+        # After a crash or a rollback the same bytes are served from the copy that was kept.
+        grep -qF -e "(default)  $file " -e "(default)  ${file/#"$name.mar"/"$name.served.mar"} " <<<"$found" || return
+    done
 }
 
 check_modes() {  # whoever may write here decides what is served
     (umask 077; mkdir -p "$tls")
     chmod 700 "$run" "$tls"
     local found
-    found=$(find ./*.sh src torchserve models \( -path torchserve/.venv -o -path torchserve/.run \) -prune \
-        -o ! -type l -perm -o=w -print -quit)
+    found=$(
+        find -L . ./*.sh ./*.py -maxdepth 0 ! -type l -perm -o=w \
+            && find -L src torchserve models \( -path torchserve/.venv -o -path torchserve/.run \) -prune \
+                -o ! -type l -perm -o=w -print -quit \
+            && if [[ -d $venv ]]; then find -H "$venv" ! -type l -perm -o=w -print -quit; fi
+    )
     if [[ -z $found ]]; then return; fi
-    local remedy="anyone can write to $found; run: chmod -R o-w ./*.sh src torchserve models"
+    found=${found%%$'\n'*}
+    local remedy="anyone can write to $found; run: chmod -R o-w ${found@Q}"
     if [[ $secure == yes ]]; then fail "$remedy"; fi
     echo "warning: $remedy" >&2  # an error would stop those whose file system knows no modes
 }
@@ -188,20 +201,28 @@ if [[ $mode == native ]]; then
     if ! running_pid >/dev/null; then check_ports; fi
 fi
 choose_archive
-verify_others
-settings=$(cat "$run/next.properties" "${checksums[@]}" ${certificate:+"$certificate" "$private_key"} \
+choose_others
+settings=$(cat "$run/next.properties" ${certificate:+"$certificate" "$private_key"} \
     torchserve/metrics.yaml torchserve/log4j2.xml torchserve/java/HttpPostRequestDecoder.java | sha256sum)
-state="$mode $secure $ports $settings" digest=$(<"$archive.sha256")
+state="$mode $secure $ports ${names[*]} $settings"
 as_started() {
+    local name path
     [[ -f $run/running && $(head -n 1 "$run/running") == "$state" ]] || return
-    [[ -s $deployed || $(tail -n 1 "$run/running") == "$digest" ]]  # a deployed archive was registered later
+    for name in "${names[@]}"; do
+        path=${archives[$name]}
+        # A deployed archive was registered later.
+        [[ $path != "$store/$name.mar" ]] || grep -qxF "$(<"$path.sha256")" "$run/running" || return
+    done
 }
-if as_started && is_running && serves_archive; then
+if as_started && is_running && serves_archives; then
     say "TorchServe is running with this archive${pid:+ (process $pid)}"
 else
     if running_pid >/dev/null; then say "The server that runs is another one than asked for"; fi
     stop_server
-    printf '%s\n' "$state" "$digest" >"$run/running"
+    {
+        echo "$state"
+        for name in "${names[@]}"; do cat "${archives[$name]}.sha256"; done
+    } >"$run/running"
     if [[ $secure == yes ]]; then (umask 077; cp "${certificate:-$tls/made.pem}" "$tls/certificate.pem"); fi
     "start_$mode"
 fi
@@ -223,7 +244,7 @@ if [[ $secure == yes ]]; then
     TORCHSERVE_MANAGEMENT_TOKEN=$(key management) TORCHSERVE_INFERENCE_TOKEN=$(key inference)
     export TORCHSERVE_MANAGEMENT_TOKEN TORCHSERVE_INFERENCE_TOKEN
 fi
-for name in "$model" "${others[@]}"; do
+for name in "${names[@]}"; do
     "$python" -m src.serving.operate ready --management "$management_url" --model "$name" --timeout 120 \
         "${watch[@]}" || {
         tail -n 40 "$run/logs"/*.log >&2 2>/dev/null || docker logs --tail 40 "$container" >&2 2>/dev/null || true

@@ -9,7 +9,7 @@ import numpy as np
 from src.inference.predictor import Prediction, Predictor
 from src.preprocessing import ImageError
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 LIST_EXTENSION = ".txt"
 MAX_BYTES = 256_000_000  # of a file; uncompressed, 20 million pixels of four 16-bit channels are 160 MB
 

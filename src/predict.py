@@ -78,6 +78,9 @@ def print_prediction(predictor: Predictor, source: Path) -> int:
     return 0
 
 
+DEVICES = "use auto, cpu, cuda or cuda:N"
+
+
 def choose_device(name: str, runtime: str) -> str:
     """The device that ``name`` means here; ``auto`` is cuda for the runtime torch where PyTorch sees a GPU, else cpu.
 
@@ -92,7 +95,9 @@ def choose_device(name: str, runtime: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device {name} is not known; use auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"--device {name} is not known; {DEVICES}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} is not supported; {DEVICES}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; use --device cpu")
     return name

@@ -16,6 +16,7 @@ from PIL import Image
 from src.styles import STYLES, is_white_on_black, to_white_on_black
 
 MAX_PIXELS = 20_000_000
+MAX_SCANS = 100  # of a JPEG: each goes over all of its pixels, and takes a few bytes
 MAX_STRIPS = 20_000  # of an uncompressed TIFF: Pillow reads them one by one, and millions fit into a few megabytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 RESAMPLING = {
@@ -35,12 +36,14 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+START_OF_SCAN = b"\xff\xda"  # ITU-T T.81, table B.1; compressed data never holds it
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
 GRAY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 # Where a PNG may hold an orientation; asking Pillow for one costs more than decoding a small image.
 PNG_METADATA = ("exif", "XML:com.adobe.xmp", "Raw profile type exif")
 # 16-bit gray to 8 bits, rounded: 65535 becomes 255.
 EIGHT_BITS = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-# What Pillow raises on damaged files, its asserts included. Only its readers run where these are caught.
+# What Pillow raises on damaged files, its asserts included. Only Pillow's work runs where these are caught.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -89,16 +92,18 @@ class Preprocessing:
             raise ValueError(f"preprocessing.style is {self.style!r}; valid: {', '.join(STYLES)}")
 
 
-def preprocess(data: bytes, spec: Preprocessing, out: np.ndarray | None = None) -> np.ndarray:
+def preprocess(
+    data: bytes, spec: Preprocessing, out: np.ndarray | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode ``data`` and fit it to ``spec``.
 
     Returns a uint8 array of shape (channels, height, width), values 0 to 255: ``out``, if one is given.
-    Raises ImageError when ``data`` is no image that Pillow can read, or is larger than MAX_PIXELS.
+    Raises ImageError when ``data`` is no image that Pillow can read, or has more than ``max_pixels``.
     """
-    return fit(decode(data, spec), spec, out)
+    return fit(decode(data, spec, max_pixels), spec, out)
 
 
-def decode(data: bytes, spec: Preprocessing) -> Image.Image:
+def decode(data: bytes, spec: Preprocessing, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame of ``data`` upright, in mode ``L`` or ``RGB`` as ``fit`` wants it.
 
     Transparency is laid onto white; 16-bit gray is scaled to 8 bits; EXIF orientation is applied.
@@ -107,7 +112,10 @@ def decode(data: bytes, spec: Preprocessing) -> Image.Image:
     if not data:
         raise ImageError("empty", "the image is empty (0 bytes); send the bytes of an image file")
     try:
-        image = _load(data, spec)
+        image = _upright(_load(data, spec, max_pixels))
+        # A style looks for the background by its colour.
+        colour = spec.channels == 3 or (spec.style != "plain" and image.mode not in GRAY)
+        return _to_mode(image, "RGB" if colour else "L")
     except Image.UnidentifiedImageError as error:
         start = data[:8].hex(" ")
         raise ImageError(
@@ -115,28 +123,31 @@ def decode(data: bytes, spec: Preprocessing) -> Image.Image:
             f"not an image in a known format (it starts with {start}); send one of {', '.join(FORMATS)}",
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError("too_large", f"the image has more than {MAX_PIXELS} pixels; send a smaller one") from error
+        raise ImageError("too_large", f"the image has more than {max_pixels} pixels; send a smaller one") from error
     except ImageError:
         raise
     except DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
         raise ImageError("broken", f"the image is truncated or damaged and cannot be decoded ({detail})") from error
-    # A style looks for the background by its colour.
-    colour = spec.channels == 3 or (spec.style != "plain" and image.mode not in GRAY)
-    return _to_mode(_upright(image), "RGB" if colour else "L")
 
 
-def _load(data: bytes, spec: Preprocessing) -> Image.Image:
+def _load(data: bytes, spec: Preprocessing, max_pixels: int) -> Image.Image:
     """The first frame as Pillow reads it; raises what Pillow raises, and ImageError when it is too large."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ImageError(
             "too_large",
-            f"the image has {width}x{height} = {width * height} pixels, the limit is {MAX_PIXELS}; send a smaller one",
+            f"the image has {width}x{height} = {width * height} pixels, the limit is {max_pixels}; send a smaller one",
         )
     if len(image.tile) > MAX_STRIPS:
         raise ImageError("too_large", f"the image is cut into {len(image.tile)} strips, the limit is {MAX_STRIPS}")
+    # libtiff unpacks whole tiles, whatever the size of the image.
+    tile = image.tag_v2.get(TILE_WIDTH, 0) * image.tag_v2.get(TILE_LENGTH, 0) if image.format == "TIFF" else 0
+    if tile > MAX_PIXELS:
+        raise ImageError("too_large", f"the image has tiles of {tile} pixels, the limit is {MAX_PIXELS}")
+    if image.format in ("JPEG", "MPO") and (scans := data.count(START_OF_SCAN)) > MAX_SCANS:
+        raise ImageError("too_large", f"the image has {scans} scans, the limit is {MAX_SCANS}")
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         # Let libjpeg skip detail that the resize would throw away: 12 megapixels in a tenth of the time.
         side = 4 * max(spec.width, spec.height)

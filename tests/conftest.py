@@ -151,7 +151,7 @@ def drawn(tmp_path_factory) -> Path:
     for name, (images, labels) in splits.items():
         np.savez(folder / f"{name}.npz", images=images, labels=labels)
     (folder / "class_names.json").write_text(json.dumps(list(GARMENTS)))
-    (folder / "data_info.yaml").write_text(yaml.safe_dump(describe(splits, list(GARMENTS))))
+    (folder / "data_info.yaml").write_text(yaml.safe_dump(describe(splits.items(), list(GARMENTS))))
     return folder
 
 

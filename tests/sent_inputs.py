@@ -2,12 +2,14 @@
 
 import base64
 import json
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
 
-from src.preprocessing import MAX_PIXELS
-from tests.drawing import draw_garment, encode, write_png
+from src.preprocessing import MAX_PIXELS, MAX_SCANS, START_OF_SCAN
+from tests.drawing import draw_garment, encode, png_chunk, write_png
 
 PICTURE = draw_garment("Trouser", seed=1)
 OTHER = draw_garment("Bag", seed=2)
@@ -64,6 +66,28 @@ def json_forms() -> dict[str, bytes]:
     }
 
 
+def palette_without_enough_colours() -> bytes:
+    """A PNG of 40 colours that names the transparency of 300."""
+    chunks = (png_chunk(b"PLTE", bytes(120)), png_chunk(b"tRNS", bytes([128]) * 300))
+    return write_png((10, 10), 8, 3, [bytes(10)] * 10, *chunks)
+
+
+def jpeg_of_many_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan, of a few bytes, is repeated."""
+    data = encode(PICTURE, "JPEG", progressive=True)
+    last = data[data.rindex(START_OF_SCAN) : -2]
+    return data[:-2] + last * count + data[-2:]
+
+
+def tiff_of_one_tile(side: int) -> bytes:
+    """A TIFF of 100x100 pixels in one packed tile of ``side`` squared."""
+    tile = zlib.compress(bytes(100_000), 9)
+    tags = [(256, 100), (257, 100), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (325, len(tile))]
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted([*tags, (324, start)]))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags) + 1) + entries + struct.pack("<I", 0) + tile
+
+
 def bad_bodies() -> dict[str, tuple[bytes, set[str], str]]:
     """Bodies that cannot be answered, by name, with the error types that fit and a part of the message."""
     text = as_base64(PNG)
@@ -82,6 +106,10 @@ def bad_bodies() -> dict[str, tuple[bytes, set[str], str]]:
         "empty": (b"", {"empty"}, "empty (0 bytes)"),
         "too many pixels": (huge, {"too_large"}, f"the limit is {MAX_PIXELS}"),
         "too many pixels in JSON": (as_json(image=as_base64(huge)), {"too_large"}, f"the limit is {MAX_PIXELS}"),
+        "a palette that is too short": (palette_without_enough_colours(), {"broken"}, "cannot be decoded"),
+        "too many scans": (jpeg_of_many_scans(MAX_SCANS), {"too_large"}, f"scans, the limit is {MAX_SCANS}"),
+        "too large a tile": (tiff_of_one_tile(24_576), {"too_large"}, f"tiles of {24_576**2} pixels"),
+        "a long key": (as_json(**{"\\" * 100_000: text}), {"no_image"}, "the JSON has the keys"),
         "bad base64": (as_json(image="@@@@"), {"bad_base64"}, '"image" is not base64'),
         "base64 that is too short": (as_json(image=text[:-3]), {"bad_base64", "broken"}, "image"),
         "not ASCII": (as_json(image="ünï"), {"bad_base64"}, '"image" is not base64'),

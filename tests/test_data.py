@@ -12,9 +12,20 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from src.data.datamodule import ImageDataModule, load_class_names, load_data_info, load_split, shrink
+from src.config import DEFAULT_CONFIG, to_dict
+from src.data.datamodule import (
+    ImageDataModule,
+    check_prepared,
+    choose_rows,
+    load_class_names,
+    load_data_info,
+    load_split,
+    shrink,
+)
 from src.data.fashion_mnist import CLASS_NAMES, FILES, MIRRORS, load_fashion_mnist, read_idx
 from src.data.prepare import describe, prepare, split, stands_in
+from src.data.prepare import main as prepare_main
+from tests.conftest import ROOT
 from tests.drawing import draw_dataset
 from tests.file_server import serve
 
@@ -123,6 +134,62 @@ def test_prepare_writes_the_same_files_twice_and_describes_them(small_set, tiny_
     assert yaml.safe_load((tmp_path / "c" / "data_info.yaml").read_text())["data_hash"] != info["data_hash"]
 
 
+@pytest.fixture
+def small_config(small_set, tiny_config, tmp_path):
+    """``small_config("key=value", ...)``: a config of ``small_set``; all is written below ``tmp_path``."""
+    (tmp_path / "mirror").mkdir()
+    for name, content in small_set.items():
+        (tmp_path / "mirror" / name).write_bytes(content)
+    given = [f"data.mirror={tmp_path}/mirror", "data.validation_size=20", "data.directory=data", "paths.metrics=data"]
+    return lambda *overrides: tiny_config(*given, *overrides)
+
+
+def test_an_interrupted_prepare_leaves_nothing_to_train_on(small_config, tmp_path):
+    prepare(small_config())
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):  # when the splits are written
+        prepare(small_config("seed=7", "paths.metrics=file/metrics"))
+    with pytest.raises(FileNotFoundError, match=r"class_names\.json does not exist"):
+        load_class_names(tmp_path / "data")
+    prepare(small_config())
+    assert load_class_names(tmp_path / "data") == CLASS_NAMES
+
+
+def test_data_prepared_in_another_way_is_refused(small_config, tmp_path):
+    info = prepare(small_config())
+    assert info["preprocessing"] == to_dict(small_config().preprocessing)
+    check_prepared(small_config("seed=7"))
+    with pytest.raises(
+        ValueError, match=r"style is 'plain', but data was prepared with 'fashion_mnist'; prepare again"
+    ):
+        check_prepared(small_config("preprocessing.style=plain"))
+    del info["preprocessing"]  # as older files are
+    (tmp_path / "data" / "data_info.yaml").write_text(yaml.safe_dump(info))
+    check_prepared(small_config("preprocessing.style=plain"))
+    with pytest.raises(ValueError, match=r"preprocessing\.width is 32, but .* 28; .*python src/data/prepare\.py"):
+        check_prepared(small_config("preprocessing.width=32"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.directory=file", "data.directory is file, which is a file; name a folder"),
+        ("data.directory=file/data", "Not a directory: 'file/data"),
+        ("preprocessing.height=abc", "preprocessing.height is 'abc'; it must be a whole number"),
+        ("preprocessing.channels=2", "preprocessing.channels is 2"),
+        ("preprocessing.width=32", "has images of 1x28x28; set preprocessing.channels, height, width to that"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_an_error_in_one_line(small_config, override, message, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    given = [f"data.mirror={tmp_path}/mirror", "data.directory=data", override]
+    small_config()
+    assert prepare_main(["--config", str(ROOT / DEFAULT_CONFIG), *given]) == 1
+    (error,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert message in error
+    assert "\n" not in error
+
+
 def test_an_unknown_dataset_lists_the_valid_ones(tiny_config):
     with pytest.raises(ValueError, match=r"'mnist'; valid: .*fashion_mnist"):
         prepare(tiny_config("data.dataset=mnist"))
@@ -156,10 +223,11 @@ def test_the_description_is_exact():
     images = np.zeros((4, 3, 2, 2), np.uint8)
     images[:2, 0], images[:, 1], images[0, 2] = 255, 51, 255
     labels = np.array([0, 0, 1, 1])
-    info = describe({"train": (images, labels), "test": (images[:1], labels[:1])}, ["a", "b"])
+    info = describe([("train", (images, labels)), ("test", (images[:1], labels[:1]))], ["a", "b"])
     assert (info["mean"], info["std"]) == ([0.5, 0.2, 0.25], [0.5, 0.0, round(0.1875**0.5, 6)])
     assert info["splits"]["test"]["per_class"] == {"a": 1, "b": 0}
     assert info["image_shape"] == [3, 2, 2]
+    assert info["splits"]["train"]["sha256"] == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     json.dumps(info)
 
 
@@ -180,6 +248,23 @@ def test_batches_cover_the_split(drawn, tiny_config):
     assert torch.equal(torch.cat([batch for batch, _ in loaded]), torch.from_numpy(images))
     assert torch.equal(torch.cat([batch for _, batch in loaded]), torch.from_numpy(labels))
     assert "test" not in data.datasets
+
+
+def test_a_limit_is_a_fixed_random_choice(drawn, tiny_config):
+    images, labels = load_split(drawn, "train")
+    chosen = []
+    for seed in (1, 1, 2):
+        data = ImageDataModule(tiny_config("data.limit=40", f"seed={seed}", "training.batch_size=8"))
+        data.setup("fit")
+        rows = choose_rows(len(images), 40, seed)
+        assert torch.equal(data.datasets["train"].images, torch.from_numpy(images[rows]))
+        assert torch.equal(data.datasets["train"].labels, torch.from_numpy(labels[rows]))
+        chosen.append(rows.tolist())
+    assert chosen[0] == chosen[1] == sorted(set(chosen[0])) != chosen[2]
+    assert max(chosen[0]) > 200, "of all rows, not of the first ones"
+    assert choose_rows(5, 9, seed=1).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"data\.limit is 0; it must be at least 1"):
+        choose_rows(5, 0, seed=1)
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tiny_config):

@@ -17,6 +17,7 @@ from src.models import ModelConfig, build_classifier, load_model, save_model
 from src.preprocessing import Preprocessing
 from src.training.calibration import expected_calibration_error
 from src.training.evaluate import classification_metrics, latency_ms, main, missed_targets
+from src.training.plots import plot_confusion
 from tests.drawing import GARMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +161,12 @@ def test_the_files_hold_what_was_measured(run, drawn, tmp_path):
     assert [(row["actual"], row["predicted"]) for row in pairs] == [
         (names[true], names[guess]) for true, guess in zip(labels, predicted, strict=True)
     ]
+
+
+def test_the_confusion_matrix_of_many_classes_is_a_picture_of_bounded_size(tmp_path):
+    plot_confusion(np.eye(250, dtype=int), [f"class {number}" for number in range(250)], tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as picture:
+        assert max(picture.size) <= 3200
 
 
 def test_missed_targets_fail_only_when_enforced(run, caplog):

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from src.config import DEFAULT_CONFIG, load_config
 from src.data.cifar10 import read_batch
 from src.data.datamodule import load_class_names, load_data_info, load_split
 from src.data.download import DownloadError
+from src.data.folders import find_folder, find_location, unpack
 from src.data.prepare import main as prepare_main
 from src.data.prepare import prepare
 from src.inference import Predictor
@@ -23,6 +25,7 @@ from src.training.fitting import fit
 from src.training.train import train
 from tests.conftest import ROOT
 from tests.drawing import GARMENTS, encode
+from tests.file_server import serve
 from tests.image_folders import draw_photo_of, write_classes, write_items
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -128,10 +131,68 @@ def test_data_that_is_not_there_names_where_to_get_it(config_of, tmp_path, capsy
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["fruits360", "deepfashion"])
+def test_a_dataset_without_a_location_says_what_to_name(config_of, name):
+    with pytest.raises(ValueError, match=r"data\.location is null, .*; name a folder or archive"):
+        prepare(config_of(name, "data.location=null"))
+
+
+def test_cifar_10_is_read_from_its_location_without_a_mirror(config_of, tmp_path):
+    write_classes(tmp_path / "photos" / "train", 8)
+    write_classes(tmp_path / "photos" / "test", 2, seed=500)
+    info = prepare(config_of("cifar10", "data.location=photos", "data.validation_size=8", "data.same_image_rms=null"))
+    assert [info["splits"][name]["images"] for name in ("train", "validation", "test")] == [24, 8, 8]
+
+
+def test_a_mirror_over_http_is_asked_for_the_location_and_the_public_source_for_its_own(config_of, tmp_path):
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "note.txt").write_text("here")
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        archive.add(tmp_path / "top", "top")
+    content = (tmp_path / "photos.tar").read_bytes()
+    (tmp_path / "photos.tar").unlink()
+    with serve({"photos.tar": content}) as mirror, serve({"heads/master.zip": content}) as public, serve({}) as empty:
+        for server, name in ((mirror, "photos"), (empty, "master")):
+            config = config_of("clothing", f"data.mirror={server.url}", "data.location=photos.tar",
+                               f"data.url={public.url}/heads/master.zip", f"data.directory=from_{name}")  # fmt: skip
+            folder = find_location(config)
+            assert folder.name == name
+            assert (folder / "top" / "note.txt").is_file()
+    assert [[name for name, _ in server.requests] for server in (mirror, empty, public)] == [
+        ["photos.tar"],
+        ["photos.tar"],
+        ["heads/master.zip"],
+    ]
+
+
+def test_a_zip_with_a_password_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("note.txt", "secret")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[6] |= 1  # the flag "encrypted", here and in the directory
+    content[content.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.zip cannot be unpacked .*password.*data\.location"):
+        unpack(tmp_path / "a.zip", tmp_path / "a")
+
+
+def test_another_archive_of_the_same_size_is_unpacked_again(tmp_path):
+    for text in ("first", "other"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("note.txt", text)
+        assert (unpack(tmp_path / "a.zip", tmp_path / "a") / "note.txt").read_text() == text
+
+
+def test_an_absolute_folder_in_an_archive_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"/train is an absolute path; data\.train_folder"):
+        find_folder(tmp_path, "/train")
+
+
 def test_fewer_images_than_a_batch_are_refused(fruits, config_of):
     prepare(config_of("fruits360"))
     with pytest.raises(ValueError, match=r"training\.batch_size is 500 but there are only 68"):
-        fit(config_of("fruits360", "training.batch_size=500", "model.architecture=custom_cnn"))
+        fit(config_of("fruits360", "training.batch_size=500", "model.architecture=custom_cnn",
+                      "training.freeze_backbone=false"))  # fmt: skip
 
 
 def test_an_archive_in_the_mirror_is_unpacked_once(config_of, tmp_path, caplog):
@@ -189,14 +250,33 @@ def test_views_of_one_item_stay_in_one_split(config_of, tmp_path):
     [
         ("path,label\na.jpg,Bag\n", "misses the columns item_id"),
         ("path,label,item_id\na.jpg,,1\n", "line 2: label is empty"),
+        ("path,label,item_id\n\na.jpg,,1\n", "line 3: label is empty"),
+        ('path,label,item_id\n"a.jpg,Bag,1\nb.jpg,Hat,2\n', r"items\.csv, line 2: unexpected end of data"),
+        ('path,label,item_id\n"a.jpg,Bag,1\nb.jpg,"Hat",2\n', r"items\.csv, line 2: ',' expected"),
+        ('path,label,item_id\n"a.jpg,Bag,1\nb.jpg",Hat,2\n', "line 3: path .* has a line break"),
         ("path,label,item_id\na.jpg,Bag,1\n", "at least two"),
+        (b"path,label,item_id\nM\xfctze.jpg,Bag,1\n", r"items\.csv is no UTF-8"),
         ("path,label,item_id\na.jpg,Bag,1\nb.jpg,Hat,2\n", "none of the 2 files"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_named(config_of, tmp_path, content, message):
-    (tmp_path / "items.csv").write_text(content)
+    (tmp_path / "items.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         prepare(config_of("deepfashion", "data.location=items.csv"))
+
+
+def test_a_manifest_may_begin_with_a_byte_order_mark_and_name_a_path_that_is_none(config_of, tmp_path):
+    write_items(tmp_path / "img", items=6, views=1)
+    paths = [path.relative_to(tmp_path) for path in sorted((tmp_path / "img").rglob("*.jpg"))]
+    lines = ["path,label,item_id", *(f"{path},{path.parts[-3]},{number}" for number, path in enumerate(paths))]
+    (tmp_path / "items.csv").write_text("\n".join([*lines, "img/\0.jpg,Bag,x"]), encoding="utf-8-sig")
+    config = config_of("deepfashion", "data.location=items.csv", "data.validation_size=0.3", "data.test_size=0.3",
+                       "data.same_image_rms=null")  # fmt: skip
+    info = prepare(config)
+    assert sum(split["images"] for split in info["splits"].values()) == len(paths)
+    (excluded,) = info["excluded"]
+    assert "null byte" in excluded["reason"]
+    assert load_data_info("metrics/deepfashion") == info
 
 
 def test_a_batch_of_the_binary_cifar_10_is_read(tmp_path):

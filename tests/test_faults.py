@@ -18,6 +18,7 @@ from functools import cache
 import psutil
 import pytest
 import requests
+from PIL import Image
 
 from src.export.archive import ArchiveError
 from src.serving.client import Refused, call, send
@@ -25,8 +26,8 @@ from src.serving.management import Service, wait_ready
 from src.serving.rollout import deploy
 from src.serving.store import Store
 from tests.conftest import TIMEOUT
-from tests.drawing import png_chunk
-from tests.sent_inputs import PNG
+from tests.drawing import encode, png_chunk
+from tests.sent_inputs import PNG, as_base64, as_json
 from tests.test_archive_refusals import rewrite, sign
 from tests.waiting import wait_until
 
@@ -189,6 +190,19 @@ def test_a_decompression_bomb_is_not_unpacked(server, url, name):
     assert statuses <= {200, 400}
     assert worker.memory_info().rss < before + 64 * MEGABYTE
     assert worker.is_running()
+
+
+def test_many_large_images_do_not_keep_a_worker_until_it_is_ended(server, url):
+    """64 images of 19 million pixels each, 90 kB as PNG: together a minute of decoding, twice responseTimeout."""
+    image = as_base64(encode(Image.new("RGBA", (4400, 4400)), "PNG"))
+    worker = server.describe()["workers"][0]["pid"]
+    with ThreadPoolExecutor(2) as clients:
+        large = clients.submit(server.predict, as_json(images=[image] * 64))
+        small = clients.submit(server.predict, PNG)
+        assert small.result().status_code == 200
+        answer = large.result()
+    assert (answer.status_code, answer.json()["type"]) == (503, "busy")
+    assert server.describe()["workers"][0]["pid"] == worker
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Another experiment's archive, served beside the flagship by one TorchServe."""
 
 import base64
+from collections.abc import Iterator
 
 import pytest
 import requests
@@ -13,12 +14,13 @@ from tests.conftest import TIMEOUT, copy_checkout, free_ports
 from tests.drawing import GARMENTS, encode
 from tests.image_folders import draw_photo_of
 from tests.script_run import Run, bare_environment, pid_of, wait_until_none
+from tests.test_rollout import operate
 
 ARGS = {"widths": [8, 16], "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
-def beside(server, tmp_path_factory) -> Run:
+def beside(server, tmp_path_factory) -> Iterator[Run]:
     """A server of the flagship and of a colour network named ``fruits``, which nobody trained."""
     run = Run(
         copy_checkout(tmp_path_factory.mktemp("beside")),
@@ -28,7 +30,8 @@ def beside(server, tmp_path_factory) -> Run:
     model = ImageClassifier(build_network("custom_cnn", 3, 4, **ARGS), [0.5] * 3, [0.25] * 3)
     card = ModelConfig("fruits", "custom_cnn", ARGS, list(GARMENTS), Preprocessing(40, 48, 3))
     save_model(run.root / "models" / "fruits" / "best_model", model, card)
-    return run
+    yield run
+    run.script("--stop")
 
 
 def test_an_archive_that_is_missing_is_named_with_the_command_that_makes_it(beside):
@@ -42,7 +45,7 @@ def test_an_archive_that_is_missing_is_named_with_the_command_that_makes_it(besi
     )
 
 
-def test_both_models_answer_and_both_are_drained(beside):
+def test_both_models_answer(beside):
     made = beside.create("--experiment", "fruits", "--runtime", "torch")
     assert made.returncode == 0, made.stderr
     done = beside.start("--native", "--models", "fruits")
@@ -56,7 +59,28 @@ def test_both_models_answer_and_both_are_drained(beside):
     assert beside.predict().json()["predicted_label"] == "Trouser"
     before = pid_of(beside.root)
     assert f"process {before}" in beside.start("--native", "--models", "fruits").stdout, "a second run changes nothing"
+
+
+def test_a_deployed_version_of_the_other_lasts(beside, tmp_path):
+    before = pid_of(beside.root)
+    made = beside.create("--experiment", "fruits", "--runtime", "torch", "--version", "2.0", "--output", "new")
+    assert made.returncode == 0, made.stderr
+    refused = operate(beside, "deploy", "new/fruits.mar", "--model", "fruits")
+    assert refused.returncode == 1
+    assert "T-shirt/top, in the golden set, is no class of the model" in refused.stderr
+    photo, url = encode(draw_photo_of("Bag", 3), "PNG"), f"http://127.0.0.1:{beside.ports[0]}/predictions/fruits"
+    (tmp_path / "photo.png").write_bytes(photo)
+    label = requests.post(url, data=photo, timeout=TIMEOUT).json()["predicted_label"]
+    (tmp_path / "labels.csv").write_text(f"filename,label\nphoto.png,{label}\n")
+    deploy = ("deploy", "new/fruits.mar", "--model", "fruits", "--golden", tmp_path, "--watch", 1)
+    deployed = operate(beside, *deploy)
+    assert deployed.returncode == 0, deployed.stderr
+    assert f"process {before}" in beside.start("--native", "--models", "fruits").stdout, "it is what is asked for"
     stopped = beside.script("--stop")
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stdout.count("every request that was taken is answered") == 2
+    wait_until_none(beside.root)
+    beside.start("--native", "--models", "fruits")
+    assert requests.post(url, data=photo, timeout=TIMEOUT).json()["model_version"] == "2.0"
+    beside.script("--stop")
     wait_until_none(beside.root)

@@ -167,6 +167,7 @@ def test_the_output_may_lie_in_the_input_folder_and_replaces_an_older_one(tmp_pa
         (lambda p: write_garments(p / "images", 1), ["--output_path", "images/000.png/out.csv"], "000.png"),
         (lambda p: write_garments(p / "images", 1), ["--model_path", "nowhere"], "no model here"),
         (lambda p: write_garments(p / "images", 1), ["--device", "toaster"], "--device toaster"),
+        (lambda p: write_garments(p / "images", 1), ["--device", "meta"], "--device meta is not supported"),
     ],
 )
 def test_what_cannot_be_done_is_an_error_that_says_why(prepare, arguments, said, tmp_path, monkeypatch, capsys):

@@ -231,14 +231,29 @@ def test_a_deployed_archive_that_was_changed_is_refused(own, store):
     assert "fashion_mnist-2.0.mar was changed: its SHA-256 is" in refused.stderr
 
 
-def test_rollback_under_traffic(service, url, store):
+def test_another_runtime_than_the_deployed_one_is_refused(own, store):
+    before = pid_of(own.root)
+    refused = own.script("--native", "--ports", ",".join(map(str, own.ports)), "--runtime", "torch")
+    assert refused.returncode == 1
+    assert "error: --runtime torch does not change the deployed archive" in refused.stderr
+    assert "or remove the record: without torchserve/model-store/fashion_mnist.deployed" in refused.stderr
+    assert pid_of(own.root) == before
+
+
+def test_rollback_under_traffic(own, service, url, store):
+    """It serves what served before, although another archive was built since."""
+    built = run_script(own.root, "./create_mar_archive.sh", "--version", "9.9", PYTHON=SERVING_PYTHON)
+    assert built.returncode == 0, built.stderr
     with Traffic(url) as traffic:
         assert roll_back(service, store, print) == "1.0"
         traffic.wait_for(lambda seen: seen["1.0"] > 4 * traffic.clients)
     assert traffic.seen.keys() <= {"1.0", "2.0"}, traffic.seen
     assert versions(service) == {"1.0": True}
     assert store.deployed() == []
-    assert sorted(path.name for path in store.folder.iterdir()) == ["fashion_mnist.mar", "fashion_mnist.mar.sha256"]
+    assert {path.name.removesuffix(".sha256") for path in store.folder.iterdir()} == {
+        "fashion_mnist.mar",
+        "fashion_mnist.served.mar",
+    }
     with pytest.raises(RolloutError, match="nothing was deployed"):
         roll_back(service, store, print)
 

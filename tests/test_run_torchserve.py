@@ -60,6 +60,15 @@ def test_a_second_run_changes_nothing(server):
     assert done.stderr == ""
 
 
+def test_a_link_to_the_checkout_leads_to_the_same_server(server, tmp_path):
+    ports = [url.rsplit(":", 1)[1] for url in (server.inference, server.management, server.metrics)]
+    before, link = pid_of(server.root), tmp_path / "current"
+    link.symlink_to(server.root)
+    done = run_script(link, f"{link}/run_torchserve.sh", "--native", "--ports", ",".join(ports), PWD=str(link))
+    assert done.returncode == 0, done.stderr
+    assert f"TorchServe is running with this archive (process {before})" in done.stdout
+
+
 def test_nothing_listens_beyond_this_machine(server, secured):
     for root in (server.root, secured.root):
         assert {address.removeprefix("::ffff:") for address in listeners(root)} == {"127.0.0.1"}
@@ -135,13 +144,15 @@ def test_what_changed_is_served_by_a_new_server_and_the_neighbour_goes_on(secure
 
 
 def test_a_server_that_ends_by_itself_is_started_again_with_what_it_served(secured):
-    killed, served = pid_of(secured.root), secured.root / "torchserve" / "model-store" / "fashion_mnist.mar"
-    before, weights = served.read_bytes(), secured.root / "models" / "best_model" / "model.safetensors"
+    """Neither a model that is being trained nor an archive that was built since is served."""
+    killed, weights = pid_of(secured.root), secured.root / "models" / "best_model" / "model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(b"the half of a model that somebody trains just now")
+    built = secured.create("--version", "9.9")
+    assert built.returncode == 0, built.stderr
     os.kill(killed, signal.SIGKILL)
     wait_until_another_serves(secured, killed)
-    assert served.read_bytes() == before
+    assert secured.predict().json()["model_version"] == "1.0"
     assert (secured.root / "torchserve" / ".run" / "logs.before" / "console.log").is_file()
     weights.write_bytes(content)
 

@@ -69,6 +69,8 @@ def test_a_java_home_without_java_is_refused(idle, tmp_path):
         (["--ports", "0,8081,8082"], "give three numbers from 1 to 65535"),
         (["--ports", "8080,8081,65536"], "give three numbers from 1 to 65535"),
         (["--ports", "8080,8081,8080"], "the three must be different"),
+        (["--runtime", "tensorrt"], "--runtime is 'tensorrt'; it must be onnx-int8, onnx or torch"),
+        (["--runtime"], "--runtime is ''; it must be onnx-int8, onnx or torch"),
         (["--secured"], "unknown argument --secured; see ./run_torchserve.sh --help"),
         (["--docker"], "--docker: no Docker engine answers; start it, or use --native"),
     ],

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from src.export.staging import stage
 from src.inference import Predictor
 from src.inference.archive import load_archived_predictor
 from src.inference.batch import PixelBatch
@@ -76,6 +77,7 @@ def test_folding_batch_norm_keeps_the_answers_and_the_model(architecture, pixels
 def test_the_onnx_runtimes_import_no_torch_and_report_to_nobody(runtime, tmp_path):
     program = f"""
 import json, sys
+from src.export.staging import stage
 from src.inference import Predictor
 Predictor.load({str(MODEL)!r}, runtime={runtime!r}).warm_up()
 print(json.dumps([name for name in ("torch", "safetensors", "onnx", "yaml", "scipy") if name in sys.modules]))
@@ -84,6 +86,13 @@ print(json.dumps([name for name in ("torch", "safetensors", "onnx", "yaml", "sci
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
     assert list(tmp_path.iterdir()) == []  # ONNX Runtime's telemetry would leave the id of its session here
+
+
+def test_an_archive_that_would_need_timm_on_the_server_is_refused(tmp_path):
+    card = json.loads((ROOT / "models" / "flowers_small" / "best_model" / "config.json").read_text())
+    (tmp_path / "model_config.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match="prototypes needs timm, which a server has not: give --runtime onnx-int8"):
+        stage(tmp_path, "torch", tmp_path)
 
 
 def test_an_unknown_runtime_is_an_error_that_names_the_valid_ones(capsys, tmp_path):

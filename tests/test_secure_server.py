@@ -110,6 +110,30 @@ def test_operate_trusts_the_certificate_that_it_is_given(secure):
     assert json.loads(sent.stdout)["predicted_label"] == "Trouser", sent.stderr
 
 
+def test_the_load_test_trusts_that_certificate_alone(secure, tmp_path):
+    kinds = ("inference", "management")
+    addresses = (f"--{api}=https://127.0.0.1:{port}" for api, port in zip(kinds, secure.ports, strict=False))
+    keys = (f"--{kind}-token={key_of(secure, kind)}" for kind in kinds)
+    options = ("--rate=10", "--duration=2", "--data=none", f"--output={tmp_path}")
+    command = (sys.executable, "-m", "src.serving.load_test", *addresses, *keys, *options)
+    ours = str(secure.root / "torchserve" / ".run" / "tls" / "certificate.pem")
+    done = run_script(secure.root, *command, TORCHSERVE_CERTIFICATE=ours, DATA_MIRROR="")
+    assert "failures" in done.stdout, done.stderr
+    assert json.loads((tmp_path / "load_test.json").read_text())["figures"]["failures"] == 0, done.stdout
+    # Asked with another certificate, the server is not sent a token: no request gets so far.
+    code = f"""
+import itertools
+from src.serving.load_requests import Shot
+from src.serving.load_users import run_users
+shots = itertools.repeat(Shot("raw", b"x", "image/png"))
+answers, _ = run_users("https://127.0.0.1:{secure.ports[0]}/ping", shots, 10, 1, "token", None)
+assert answers and {{answer.fault for answer in answers}} == {{"no answer"}}, answers
+"""
+    (tmp_path / "other").mkdir()
+    other, _ = write_pair(tmp_path / "other")
+    assert run_script(secure.root, sys.executable, "-c", code, TORCHSERVE_CERTIFICATE=str(other)).returncode == 0
+
+
 # ---- tokens ----
 
 

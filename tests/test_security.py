@@ -148,6 +148,15 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
         check_pair(certificate, key)
 
 
+def test_a_key_file_that_holds_more_than_the_key_is_refused(tmp_path):
+    certificate, key = write_pair(tmp_path)
+    alone = key.read_text()
+    for text in (f"Bag Attributes\n    friendlyName: shop\n{alone}", certificate.read_text() + alone, alone + alone):
+        key.write_text(text)
+        with pytest.raises(CertificateError, match=f"{key} must hold one PEM private key and nothing else"):
+            check_pair(certificate, key)
+
+
 def test_the_key_of_another_certificate_is_refused(tmp_path):
     (tmp_path / "other").mkdir()
     certificate, _ = write_pair(tmp_path)
@@ -202,11 +211,16 @@ def test_a_token_is_read_from_a_file_that_only_its_owner_reads(tmp_path):
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    """A checkout in which nothing is started."""
-    return copy_checkout(tmp_path_factory.mktemp("copied"))
+    """A checkout in which nothing is started, with an empty model store."""
+    root = copy_checkout(tmp_path_factory.mktemp("copied"))
+    (root / "torchserve" / "model-store").mkdir()
+    return root
 
 
-REMEDY = "run: chmod -R o-w ./*.sh src torchserve models"
+PLACES = [
+    ".", "./run_torchserve.sh", "./export_model_for_torchserve.py", "src/preprocessing.py", "torchserve/handler.py",
+    "torchserve/model-store", "models/best_model/config.json",
+]  # fmt: skip
 
 
 @contextmanager
@@ -219,28 +233,35 @@ def writable_by_anyone(path: Path) -> Iterator[None]:
         path.chmod(mode)
 
 
-@pytest.mark.parametrize("name", ["torchserve/handler.py", "src/preprocessing.py", "models/best_model/config.json"])
+@pytest.mark.parametrize("name", PLACES)
 def test_what_anyone_can_write_is_not_served(name, copied):
     with writable_by_anyone(copied / name):
         done = run_script(copied, "./run_torchserve.sh", "--native", "--secure")
     assert done.returncode == 1
-    assert f"error: anyone can write to {name}; {REMEDY}" in done.stderr
+    assert f"error: anyone can write to {name}; run: chmod -R o-w '{name}'\n" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["torchserve/.venv", "torchserve/model-store", "models/best_model"])
+def test_what_anyone_can_write_behind_a_link_is_not_served(name, copied, tmp_path):
+    path, before, behind = copied / name, tmp_path / "before", tmp_path / "behind"
+    (behind / "lib").mkdir(parents=True)
+    path.rename(before)
+    path.symlink_to(behind)
+    try:
+        with writable_by_anyone(behind / "lib"):
+            done = run_script(copied, "./run_torchserve.sh", "--native", "--secure")
+    finally:
+        path.unlink()
+        before.rename(path)
+    assert done.returncode == 1
+    assert f"error: anyone can write to {name}/lib; run: chmod -R o-w '{name}/lib'\n" in done.stderr
 
 
 def test_without_secure_what_anyone_can_write_brings_a_warning(copied, tmp_path):
     with writable_by_anyone(copied / "torchserve" / "handler.py"):
         done = run_script(copied, "./run_torchserve.sh", "--native", JAVA_HOME=str(tmp_path))
-    assert done.stderr.startswith(f"warning: anyone can write to torchserve/handler.py; {REMEDY}\nerror: JAVA_HOME")
-
-
-def test_a_model_store_that_anyone_can_write_is_not_served(copied):
-    store = copied / "torchserve" / "model-store"
-    store.mkdir()
-    with writable_by_anyone(store):
-        done = run_script(copied, "./run_torchserve.sh", "--native", "--secure")
-    store.rmdir()
-    assert "error: anyone can write to torchserve/model-store" in done.stderr
-    assert stat.S_IMODE((copied / "torchserve" / ".run").stat().st_mode) == 0o700
+    assert done.stderr.startswith("warning: anyone can write to torchserve/handler.py; run: chmod -R o-w ")
+    assert "\nerror: JAVA_HOME" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def project(tmp_path, tmp_path_factory, monkeypatch) -> Path:
         np.savez(data / f"{name}.npz", images=images.astype(np.uint8), labels=labels)
     (data / "class_names.json").write_text(json.dumps(["dark", "bright"]))
     (tmp_path / "metrics").mkdir()
-    info = {"mean": [0.5], "std": [0.3], "data_hash": "abc"}
+    info = {"mean": [0.5], "std": [0.3], "data_hash": "abc", "image_shape": [1, 28, 28]}
     (tmp_path / "metrics" / "data_info.yaml").write_text(yaml.safe_dump(info))
     (tmp_path / "models").mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path_factory.getbasetemp(), tmp_path))

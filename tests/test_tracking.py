@@ -136,7 +136,7 @@ def test_server_named_by_the_environment(server, store, tmp_path, monkeypatch):
         config = load_config(ROOT / "configs" / "config.yaml", ["training.epochs=7"])
         run = open_run(config)
         run.log_metrics({"val_accuracy": accuracy, "epoch": 3}, step=100)
-        log_results(run, config, {"test_accuracy": accuracy}, [plot, tmp_path / "absent.txt"])
+        log_results(run, config, "weights", {"test_accuracy": accuracy}, [plot, tmp_path / "absent.txt"])
         run.finalize("success")
     best = best_run()
     assert best["metrics.test_accuracy"] == 0.9
@@ -167,15 +167,17 @@ def test_going_on_with_a_run_adds_to_it():
 
 def test_evaluation_joins_the_run_that_trained(tmp_path):
     config = load_config(ROOT / "configs" / "config.yaml")
-    log_evaluation(config, {"accuracy": 0.8}, [])  # a model that was trained elsewhere
+    log_evaluation(config, "ours", {"accuracy": 0.8}, [])  # a model that was trained elsewhere
     run = open_run(config)
+    log_results(run, config, "ours", {}, [])
     checkpoints = tmp_path / config.paths.checkpoints
     checkpoints.mkdir(parents=True)
     (checkpoints / "run_id").write_text(run.run_id)
-    log_evaluation(config, {"accuracy": 0.8, "targets_missed": []}, [])
+    log_evaluation(config, "ours", {"accuracy": 0.8, "targets_missed": []}, [])
+    log_evaluation(config, "another's", {"accuracy": 0.9}, [])
     assert MlflowClient().get_run(run.run_id).data.metrics == {"test_accuracy": 0.8}
     (checkpoints / "run_id").write_text("0" * 32)
-    log_evaluation(config, {"accuracy": 0.8}, [])
+    log_evaluation(config, "ours", {"accuracy": 0.8}, [])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,11 @@ def test_evaluation_joins_the_run_that_trained(tmp_path):
 def test_data_hash_from_the_lock(tmp_path, lock, expected):
     if lock is not None:
         (tmp_path / "dvc.lock").write_text(lock)
-    assert dvc_data_hash("data/x") == expected
+    config = load_config(ROOT / "configs" / "config.yaml", ["data.directory=data/x"])
+    assert dvc_data_hash(config) == expected
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "data_info.yaml").write_text("data_hash: ours")
+    assert dvc_data_hash(config) == (expected or "ours")
 
 
 def test_no_commit_outside_a_repository(tmp_path, monkeypatch):

@@ -199,6 +199,8 @@ def test_another_network_trains(tiny_overrides, tiny_config):
         (["training.schedule=linear"], "'linear'; valid: one_cycle, cosine, step, plateau"),
         (["training.batch_size=1000"], "training.batch_size is 1000"),
         (["augmentation.erasing=2"], "augmentation.erasing is 2"),
+        (["training.freeze_backbone=true"], "would stay random: set model.resnet.pretrained or weights"),
+        (["preprocessing.height=32"], "preprocessing.height is 32, but"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -206,6 +208,23 @@ def test_a_value_that_cannot_be_used_names_the_valid_ones(tiny_config, overrides
     with pytest.raises(ValueError, match=r"\w") as error:
         train(tiny_config(*overrides))
     assert message in str(error.value)
+
+
+def test_a_run_that_cannot_begin_leaves_the_one_before_it(tiny_config):
+    train(tiny_config())
+    folder = Path(tiny_config().paths.checkpoints)
+    (folder / "mine.txt").write_text("kept")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() >= {"best.ckpt", "last.ckpt", "run_id", "config.json"}
+    for wrong in ("training.optimizer=sdg", "training.batch_size=1000", "training.schedule=linear"):
+        with pytest.raises(ValueError, match=wrong.split("=")[0]):
+            train(tiny_config(wrong))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    train(tiny_config("seed=3"))
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["mine.txt"] == b"kept"
+    assert all(after[name] != before[name] for name in ("best.ckpt", "last.ckpt", "run_id"))
 
 
 def test_data_that_is_not_prepared_names_the_command(tiny_config, tmp_path):

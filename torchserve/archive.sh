@@ -1,10 +1,21 @@
-# Sourced by run_torchserve.sh: the archive to serve, exported, built and verified.
+# Sourced by run_torchserve.sh: the archives to serve, exported, built and verified.
 # shellcheck shell=bash
 
-archive=torchserve/model-store/$model.mar
-deployed=torchserve/model-store/$model.deployed  # written by operate deploy; its last line names the archive to serve
+store=torchserve/model-store
+declare -A archives  # the one to serve, by the name of the model
+
+archive_of() {  # prints the archive of model $1 that a native server serves
+    if [[ -s $store/$1.deployed ]]; then
+        echo "$store/$(tail -n 1 "$store/$1.deployed")"  # operate deploy writes it; its last line serves
+    elif [[ $(watcher_pid) == "$PPID" ]]; then
+        echo "$store/$1.served.mar"  # kept by start_native, whatever was built since
+    else
+        echo "$store/$1.mar"
+    fi
+}
 
 build_archive() {
+    local archive=${archives[$model]}
     [[ -f models/best_model/config.json ]] || fail "models/best_model is missing; restore it with \`git checkout models/best_model\` or train one"
     if [[ -f $run/exported && $(<"$run/exported") == "$(export_state)" ]]; then
         say "Export of models/best_model is up to date"
@@ -22,28 +33,33 @@ build_archive() {
 }
 
 choose_archive() {
-    if [[ $mode == native && -s $deployed ]]; then
-        archive=torchserve/model-store/$(tail -n 1 "$deployed")
-        say "Verifying the deployed archive $archive; without $deployed models/best_model is served"
-    elif [[ $mode == native && $(watcher_pid) == "$PPID" ]]; then
-        say "Verifying $archive, which was served; a model trained since is not"
-    else
-        build_archive
-        return
-    fi
-    "$python" src/export/archive.py verify "$archive"
+    local path=$store/$model.mar
+    if [[ $mode == native ]]; then path=$(archive_of "$model"); fi
+    archives[$model]=$path
+    case $path in
+        "$store/$model.mar") build_archive; return ;;
+        *.served.mar) say "Verifying $path, which was served; a model trained since is not" ;;
+        *)
+            local otherwise="without $store/$model.deployed models/best_model is served"
+            [[ -z ${runtime[*]} || $(watcher_pid) == "$PPID" ]] \
+                || fail "${runtime[*]} does not change the deployed archive $path; deploy one made with" \
+                    "./create_mar_archive.sh ${runtime[*]}, or remove the record: $otherwise"
+            say "Verifying the deployed archive $path; $otherwise"
+            ;;
+    esac
+    "$python" src/export/archive.py verify "$path"
 }
 
-verify_others() {  # those of --models; sets their checksums' files
-    checksums=()
+choose_others() {  # those of --models
     local name path
     for name in "${others[@]}"; do
-        path=torchserve/model-store/$name.mar
         [[ $mode == native ]] || fail "--models needs --native: the image holds one archive"
-        [[ -f $path ]] || fail "--models names $name, but $path does not exist; make it with: ./create_mar_archive.sh --experiment $name"
+        path=$(archive_of "$name")
+        [[ -f $path || $path != "$store/$name.mar" ]] \
+            || fail "--models names $name, but $path does not exist; make it with: ./create_mar_archive.sh --experiment $name"
         say "Verifying $path"
         "$python" src/export/archive.py verify "$path"
-        checksums+=("$path.sha256")
+        archives[$name]=$path
     done
 }
 

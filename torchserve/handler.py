@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from src.inference.archive import checksums, load_archived_predictor
 from src.inference.batch import PixelBatch
 from src.inference.frames import FrameReader
 from src.inference.report import Report
-from src.inference.requests import error_body, in_list, parse_request
-from src.preprocessing import ImageError
+from src.inference.requests import error_body, in_list, parse_request, status
+from src.preprocessing import MAX_PIXELS, ImageError
 
 JSON = "application/json"
 MAX_HOLD = 5.0  # seconds
 MAX_ROWS = 64  # that go through the network at once
+# TorchServe ends a worker after responseTimeout, 30 seconds, and with it every request of the batch.
+LIMITS = ((5.0, MAX_PIXELS), (10.0, 1_000_000))  # seconds of a batch, and the pixels that an image may have until then
+BUSY = "large images have kept this worker busy for seconds; send fewer or smaller ones, or try again"
 
 
 class ImageClassifierHandler:
@@ -45,7 +49,7 @@ class ImageClassifierHandler:
         started = time.perf_counter()
         self.batch.clear()
         context.metrics.request_ids = {}  # each line would name every request of the batch
-        work = [self.decode(request, index, context) for index, request in enumerate(data)]
+        work = [self.decode(request, index, context, started) for index, request in enumerate(data)]
         decoded = time.perf_counter()
         rows = (row for part in self.batch.parts(MAX_ROWS) for row in self.predictor.probabilities(part))
         predictions = [self.predictor.label(row) for row in rows]
@@ -59,8 +63,11 @@ class ImageClassifierHandler:
             self.report.add(counts, times, predictions[0].confidence if predictions else None)
         return answers
 
-    def decode(self, request: dict, index: int, context) -> tuple[int, bool] | ImageError | dict:
-        """One request into the batch: (its images, whether a list is asked for), or its error, or the description."""
+    def decode(self, request: dict, index: int, context, started: float) -> tuple[int, bool] | ImageError | dict:
+        """One request into the batch: (its images, whether a list is asked for), or its error, or the description.
+
+        ``started``: when the batch was, for ``pixel_limit``.
+        """
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
         try:
             if is_describe_request(request, headers):
@@ -69,10 +76,13 @@ class ImageClassifierHandler:
             images, several = parse_request(request, str(headers.get("content-type", "")))
             before = self.batch.used
             for number, image in enumerate(images):
+                limit = pixel_limit(time.perf_counter() - started)
                 try:
-                    self.predictor.decode(image, self.batch.next_row())
+                    self.predictor.decode(image, self.batch.next_row(), limit)
                 except ImageError as error:
                     self.batch.rewind(before)
+                    if error.reason == "too_large" and limit < MAX_PIXELS:
+                        raise ImageError("busy", BUSY) from error
                     raise in_list(error, number, several) from error
                 self.batch.keep()
             return len(images), several
@@ -95,7 +105,7 @@ class ImageClassifierHandler:
         context.set_response_content_type(index, JSON)
         if isinstance(item, ImageError):
             counts["rejected", item.reason] += 1
-            context.set_response_status(400, "Bad Request", index)
+            context.set_response_status(status(item), HTTPStatus(status(item)).phrase, index)
             return error_body(item)
         if isinstance(item, dict):
             return orjson.dumps(item)
@@ -128,6 +138,11 @@ class ImageClassifierHandler:
             "versions": self.predictor.runtime.versions | {"torchserve": ts.__version__, "numpy": np.__version__},
             "device": self.predictor.device,
         }
+
+
+def pixel_limit(seconds: float) -> int:
+    """How many pixels an image may have that is to be decoded so many seconds after its batch was begun; at last 0."""
+    return next((pixels for until, pixels in LIMITS if seconds < until), 0)
 
 
 def is_describe_request(request: dict, headers: dict) -> bool:

@@ -25,10 +25,17 @@ start_native() {
     if ((${#run} < 80)); then mkdir -p "$run/tmp"; else ln -s "$(mktemp -d)" "$run/tmp"; fi
     local tmp; tmp=$(readlink -f "$run/tmp")
     mv "$run/next.properties" "$run/config.properties"
-    local root=$PWD options=(--disable-token-auth) beside=() name
+    local root=$PWD options=(--disable-token-auth) models=() name path
     if [[ $secure == yes ]]; then options=(); fi
-    for name in "${others[@]}"; do beside+=("$name=$name.mar"); done
-    printf '%s\n' "$model" "${others[@]}" >"$run/models"
+    for name in "${names[@]}"; do
+        path=${archives[$name]}
+        models+=("$name=${path##*/}")
+        if [[ $path == "$store/$name.mar" ]]; then  # the next build replaces it; the watcher and rollback want this one
+            cp "$path" "$store/$name.served.mar"
+            cp "$path.sha256" "$store/$name.served.mar.sha256"
+        fi
+    done
+    printf '%s\n' "${names[@]}" >"$run/models"
     # In a folder of its own, because TorchServe reads and writes files in the current one.
     (
         cd "$run"
@@ -37,7 +44,7 @@ start_native() {
         env -u PYTHONPATH -u TS_CONFIG_FILE TMPDIR="$tmp" TEMP="$tmp" LOG_LOCATION="$run/logs" METRICS_LOCATION="$run/logs" \
             setsid "$root/$python" -c 'from ts.model_server import start; start()' --start --ncs "${options[@]}" \
             --ts-config "$run/config.properties" --log-config "$root/torchserve/log4j2.xml" \
-            --model-store "$root/torchserve/model-store" --models "$model=${archive##*/}" "${beside[@]}" \
+            --model-store "$root/torchserve/model-store" --models "${models[@]}" \
             >"$run/logs/console.log" 2>&1 </dev/null 8>&-
     ) || { cat "$run/logs/console.log" >&2; fail "TorchServe did not start; its message is above"; }
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from src.data.download import fetch
-from src.data.folders import find_folder, load_folders, unpack
+from src.data.folders import find_folder, load_folders, local_paths, unpack
 from src.data.source import Examples, Source
 
 NAME = "cifar-10-binary.tar.gz"
@@ -15,10 +15,10 @@ ROW = 1 + 3 * 32 * 32  # bytes: the label, then red, green and blue
 
 
 def load_cifar10(config) -> Source:
-    """50,000 training and 10,000 test images, 3x32x32. A mirror that holds ``data.location`` (folders of JPEG, whose
-    figures are a little lower) is read instead of the download. Raises DownloadError or ValueError."""
+    """50,000 training and 10,000 test images, 3x32x32. ``data.location`` (folders of JPEG, whose figures are a
+    little lower) is read instead of the download, if it is here or in a mirror. Raises DownloadError or ValueError."""
     mirror = config.data.mirror
-    if mirror is not None and (Path(mirror) / config.data.location).exists():
+    if config.data.location is not None and any(path.exists() for path in local_paths(config)):
         return load_folders(config)
     raw = Path(config.data.directory) / "raw"
     folder = unpack(fetch(NAME, MD5, raw / NAME, [*([mirror] if mirror else []), *MIRRORS]), raw / "cifar-10")

@@ -87,6 +87,19 @@ def load_data_info(metrics: str | Path) -> dict:
     return yaml.safe_load(path.read_text())
 
 
+def check_prepared(config) -> None:
+    """Raises ValueError when the prepared images are not those of the config's ``preprocessing``."""
+    info = load_data_info(config.paths.metrics)
+    # Older files lack ``preprocessing``; all tell the shape.
+    made = info.get("preprocessing", {}) | dict(zip(("channels", "height", "width"), info["image_shape"], strict=True))
+    for key, value in made.items():
+        if (wanted := config.preprocessing.get(key)) != value:
+            raise ValueError(
+                f"preprocessing.{key} is {wanted!r}, but {config.data.directory} was prepared with {value!r}; "
+                "prepare again with: python src/data/prepare.py and the same settings"
+            )
+
+
 class ImageDataModule(L.LightningDataModule):
     """Train, validation and test loaders over the folder that prepare.py wrote."""
 
@@ -101,8 +114,10 @@ class ImageDataModule(L.LightningDataModule):
         for name in SPLITS_OF_STAGE.get(stage, SPLITS):
             if name not in self.datasets:
                 images, labels = load_split(self.config.data.directory, name)
-                limit = self.config.data.limit if name == "train" else None
-                self.datasets[name] = ArrayDataset(images[:limit], labels[:limit])
+                if name == "train" and self.config.data.limit is not None:
+                    rows = choose_rows(len(images), self.config.data.limit, self.config.seed)
+                    images, labels = images[rows], labels[rows]
+                self.datasets[name] = ArrayDataset(images, labels)
                 if name == "train" and self.config.training.objective == "triplet":
                     names = load_class_names(self.config.data.directory)
                     self.datasets[name] = TripletDataset(self.datasets[name], names, self.config.seed, self._epoch)
@@ -122,7 +137,6 @@ class ImageDataModule(L.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             drop_last=sampler is not None,
-            num_workers=self.config.data.workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # of its own, so that iterating does not move the global one
         )
@@ -149,6 +163,13 @@ class ImageDataModule(L.LightningDataModule):
             if self._epoch() < training.early_share * training.epochs:
                 images = shrink(images, training.early_scale)
         return images, labels
+
+
+def choose_rows(count: int, limit: int, seed: int) -> np.ndarray:
+    """A fixed random choice of ``limit`` of ``count`` rows, sorted: datasets may lie in the order of the classes."""
+    if limit < 1:
+        raise ValueError(f"the limit of images is {limit}; it must be at least 1, or null for all of them")
+    return np.sort(np.random.default_rng(seed).choice(count, min(limit, count), replace=False))
 
 
 def shrink(images: torch.Tensor, scale: float) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """DeepFashion in-shop (Liu et al. 2016, CVPR), which its authors give to those who sign: its folders, or a CSV."""
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
-from src.data.folders import find_location
+from src.data.folders import find_location, local_paths
 from src.data.source import ImageFile, Source, read_files
 from src.preprocessing import Preprocessing
 
@@ -28,28 +29,41 @@ def load_deepfashion(config) -> Source:
 
 def find_manifest(config) -> Path | None:
     """``data.location`` or the same in ``data.mirror`` if it is a CSV that exists."""
-    data = config.data
-    if not data.location.endswith(".csv"):
+    paths = local_paths(config)
+    if paths[0].suffix != ".csv":
         return None
-    for path in (Path(data.location), Path(data.mirror or ".") / data.location):
+    for path in paths:
         if path.is_file():
             return path
-    raise ValueError(f"data.location names {data.location}, which does not exist; write it with {', '.join(COLUMNS)}")
+    raise ValueError(f"data.location names {paths[0]}, which does not exist; write it with {', '.join(COLUMNS)}")
 
 
 def read_manifest(path: Path) -> list[tuple[Path, str, str]]:
-    """``(file, label, item)`` of each row. Raises ValueError for a missing column or value, naming the line."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise ValueError(f"{path} misses the columns {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
-        rows = []
-        for line, row in enumerate(reader, 2):
-            values = [(row[name] or "").strip() for name in COLUMNS]
-            if not all(values):
-                raise ValueError(f"{path}, line {line}: {COLUMNS[values.index('')]} is empty")
-            rows.append((path.parent / values[0], values[1], values[2]))
-    return sorted(rows)
+    """``(file, label, item)`` of each row. Raises ValueError for what is no such CSV, naming the line."""
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins it with a byte order mark
+        reader = csv.DictReader(file, strict=True)
+        try:
+            return sorted(read_rows(reader, path))
+        except csv.Error as error:  # line_num is still that of the row before
+            raise ValueError(f"{path}, line {reader.line_num + 1}: {error}; look for a quote that is open") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 ({error}); save it as CSV in UTF-8") from error
+
+
+def read_rows(reader: csv.DictReader, path: Path) -> Iterator[tuple[Path, str, str]]:
+    """What ``read_manifest`` returns, row by row."""
+    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        raise ValueError(f"{path} misses the columns {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+    for row in reader:
+        values = [(row[name] or "").strip() for name in COLUMNS]
+        for name, value in zip(COLUMNS, values, strict=True):
+            if not value:
+                raise ValueError(f"{path}, line {reader.line_num}: {name} is empty")
+            if "\n" in value or "\r" in value:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {name} {value[:40]!r} has a line break; close its quotes"
+                )
+        yield path.parent / values[0], values[1], values[2]
 
 
 def list_items(root: Path) -> list[tuple[Path, str, str]]:

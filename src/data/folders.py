@@ -1,9 +1,11 @@
 """Datasets that are folders of images, one folder a class: found, downloaded or unpacked, then read."""
 
 import logging
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from src.data.download import DownloadError, fetch
@@ -38,29 +40,50 @@ def find_location(config) -> Path:
     """The folder that holds the dataset; an archive is fetched if need be and unpacked below ``data.directory``.
 
     ``data.location`` is looked for as it is, then in ``data.mirror``; ``data.url`` is the public source.
-    Raises DownloadError naming what was tried.
+    Raises DownloadError naming what was tried, ValueError when ``data.location`` is null.
     """
     data = config.data
     raw = Path(data.directory) / "raw"
-    tried = [Path(data.location)]
-    if data.mirror and not data.mirror.startswith(("http://", "https://")):
-        tried.append(Path(data.mirror) / data.location)
+    tried = local_paths(config)
     for path in tried:
         if path.is_dir():
             return path
         if path.is_file():
             return unpack(path, raw / _stem(path))
-    mirrors = [data.mirror] if data.mirror and data.mirror.startswith("http") else []
+    if is_url(data.mirror):
+        name = Path(data.location).name
+        try:
+            # data.md5 is of the archive at data.url, where there is one.
+            archive = fetch(data.location, None if data.url else data.md5, raw / name, [data.mirror])
+            return unpack(archive, raw / _stem(archive))
+        except DownloadError as error:
+            if not data.url:
+                raise
+            logger.warning("%s", error)
     if data.url:
-        mirrors.append(data.url.rsplit("/", 1)[0])
-    if not mirrors:
-        raise DownloadError(
-            f"{data.location} is not at {' or '.join(map(str, tried))}, and nobody may hand it on; "
-            f"get it from {data.homepage} and name the folder that holds it (DATA_MIRROR=/folder) or itself "
-            "(data.location=/path)"
-        )
-    name = data.url.rsplit("/", 1)[1] if data.url else data.location
-    return unpack(fetch(name, data.md5, raw / name, mirrors), raw / _stem(Path(name)))
+        folder, name = data.url.rsplit("/", 1)
+        return unpack(fetch(name, data.md5, raw / name, [folder]), raw / _stem(Path(name)))
+    raise DownloadError(
+        f"{data.location} is not at {' or '.join(map(str, tried))}, and nobody may hand it on; "
+        f"get it from {data.homepage} and name the folder that holds it (DATA_MIRROR=/folder) or itself "
+        "(data.location=/path)"
+    )
+
+
+def local_paths(config) -> list[Path]:
+    """Where ``data.location`` may be on this machine: as it is, then in ``data.mirror``. Raises ValueError for null."""
+    data = config.data
+    if data.location is None:
+        raise ValueError(f"data.location is null, and data.dataset={data.dataset} needs it; name a folder or archive")
+    paths = [Path(data.location)]
+    if data.mirror and not is_url(data.mirror):
+        paths.append(Path(data.mirror) / data.location)
+    return paths
+
+
+def is_url(mirror: str | None) -> bool:
+    """Whether ``data.mirror`` is a URL, not a local folder."""
+    return mirror is not None and mirror.startswith(("http://", "https://"))
 
 
 def _stem(path: Path) -> str:
@@ -69,9 +92,10 @@ def _stem(path: Path) -> str:
 
 def unpack(archive: Path, target: Path) -> Path:
     """Unpack a tar or zip into ``target``, once, and return it. Raises ValueError for a damaged or unsafe archive."""
-    size = str(archive.stat().st_size)
+    status = archive.stat()
+    stamp = f"{archive.name} {status.st_size} {status.st_mtime_ns}"
     done = target / DONE
-    if done.is_file() and done.read_text() == size:
+    if done.is_file() and done.read_text() == stamp:
         return target
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -84,9 +108,12 @@ def unpack(archive: Path, target: Path) -> Path:
         else:
             with tarfile.open(archive) as content:
                 content.extractall(target, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{archive} cannot be unpacked ({error}); fetch it again") from error
-    done.write_text(size)
+    # zipfile's RuntimeError: a password, or a compression that Python does not know.
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"{archive} cannot be unpacked ({error}); fetch it again, or unpack it and name its folder (data.location)"
+        ) from error
+    done.write_text(stamp)
     return target
 
 
@@ -94,6 +121,8 @@ def find_folder(root: Path, name: str | None) -> Path:
     """``root``/``name``, or the one folder of that name at most DEPTH levels below. Raises ValueError."""
     if name is None:
         return root
+    if Path(name).is_absolute():
+        raise ValueError(f"{name} is an absolute path; data.train_folder and data.test_folder are relative to {root}")
     for depth in range(DEPTH):
         found = sorted(path for path in root.glob("*/" * depth + name) if path.is_dir())
         if len(found) == 1:

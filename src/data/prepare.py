@@ -14,18 +14,20 @@ if __name__ == "__main__":
 import hashlib
 import json
 import logging
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import yaml
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from src.config import config_parser, parse_config
+from src.config import config_parser, parse_config, to_dict
 from src.data.cifar10 import load_cifar10
 from src.data.deepfashion import load_deepfashion
 from src.data.download import DownloadError
 from src.data.fashion_mnist import load_fashion_mnist
 from src.data.folders import load_folders
 from src.data.source import Examples, Source
+from src.preprocessing import Preprocessing
 
 SOURCES = {
     "cifar10": load_cifar10,
@@ -35,6 +37,8 @@ SOURCES = {
 }
 STATISTICS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}  # of RGB, as timm and torchvision use them
 COMPARED_SIDE = 32  # pixels; larger images are compared at this size
+CLASS_NAMES = "class_names.json"
+SHAPE = ("channels", "height", "width")
 
 logger = logging.getLogger(__name__)
 
@@ -42,55 +46,88 @@ logger = logging.getLogger(__name__)
 def prepare(config) -> dict:
     """Do what the module says; return the content of data_info.yaml.
 
-    Raises DownloadError when the raw files cannot be had, ValueError for an unknown dataset or a bad split.
+    Raises DownloadError when the raw files cannot be had, ValueError for an unknown dataset, a bad split or another
+    setting that cannot be used, OSError when a file cannot be written.
     """
-    if config.data.dataset not in SOURCES:
-        raise ValueError(f"unknown data.dataset {config.data.dataset!r}; valid: {', '.join(sorted(SOURCES))}")
-    if config.data.statistics not in ("dataset", *STATISTICS):
-        raise ValueError(f"unknown data.statistics {config.data.statistics!r}; valid: dataset, {', '.join(STATISTICS)}")
+    check_settings(config)
     folder = Path(config.data.directory)
     source = SOURCES[config.data.dataset](config)
+    found = source.train.images.shape[1:]
+    if found != tuple(config.preprocessing[key] for key in SHAPE):
+        raise ValueError(
+            f"data.dataset={config.data.dataset} has images of {'x'.join(map(str, found))}; "
+            f"set preprocessing.{', '.join(SHAPE)} to that"
+        )
     splits, dropped = divide(source, config)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in splits.items():
-        np.savez(folder / f"{name}.npz", images=part.images, labels=part.labels)
-        logger.info("%s: %d images -> %s", name, len(part), folder / f"{name}.npz")
-    (folder / "class_names.json").write_text(json.dumps(source.class_names, indent=2) + "\n")
-    info = describe({name: (part.images, part.labels) for name, part in splits.items()}, source.class_names)
+    # An interruption must not leave old files beside new ones; the class names, which training needs, come last.
+    for name in (CLASS_NAMES, *(f"{split}.npz" for split in splits)):
+        (folder / name).unlink(missing_ok=True)
+    info = describe(save_splits(splits, folder), source.class_names)
     if config.data.statistics in STATISTICS:
         info["mean"], info["std"] = STATISTICS[config.data.statistics]
-    info |= {"dropped_because_in_test": dropped, "seed": config.seed}
+    info |= {"dropped_because_in_test": dropped, "seed": config.seed, "preprocessing": to_dict(config.preprocessing)}
     if source.excluded:
         info["excluded"] = source.excluded
     metrics = Path(config.paths.metrics)
     metrics.mkdir(parents=True, exist_ok=True)
     (metrics / "data_info.yaml").write_text(yaml.safe_dump(info, sort_keys=False, allow_unicode=True))
+    (folder / CLASS_NAMES).write_text(json.dumps(source.class_names, indent=2) + "\n")
     return info
 
 
-def divide(source: Source, config) -> tuple[dict[str, Examples], list[int]]:
-    """Train, validation and test, and the rows of the given training set that were dropped: they stand in the test set.
+def check_settings(config) -> None:
+    """Raises ValueError for a value that cannot be used, before anything is downloaded."""
+    if config.data.dataset not in SOURCES:
+        raise ValueError(f"unknown data.dataset {config.data.dataset!r}; valid: {', '.join(sorted(SOURCES))}")
+    if config.data.statistics not in ("dataset", *STATISTICS):
+        raise ValueError(f"unknown data.statistics {config.data.statistics!r}; valid: dataset, {', '.join(STATISTICS)}")
+    for key in SHAPE:
+        if type(config.preprocessing[key]) is not int:
+            raise ValueError(f"preprocessing.{key} is {config.preprocessing[key]!r}; it must be a whole number")
+    Preprocessing(**config.preprocessing)
+    if Path(config.data.directory).is_file():
+        raise ValueError(f"data.directory is {config.data.directory}, which is a file; name a folder")
+
+
+def divide(source: Source, config) -> tuple[dict[str, tuple[Examples, np.ndarray]], list[int]]:
+    """The images, as rows of a given set, of train, validation and test, and which of the rows that were not held out
+    are dropped: they stand in the test set.
 
     A test set is split off only when the authors give none. Raises ValueError when a split would miss a class.
     """
-    given, test, dropped = source.train, source.test, np.empty(0, int)
-    if test is None:
-        rest, held_out = split(given.labels, config.data.test_size, config.seed, "data.test_size", given.items)
-        given, test = given[rest], given[held_out]
+    given, rows, dropped = source.train, np.arange(len(source.train)), np.empty(0, int)
+    if source.test is not None:
+        test = source.test, np.arange(len(source.test))
+    else:
+        rows, held_out = split(given.labels, config.data.test_size, config.seed, "data.test_size", given.items)
+        test = given, held_out
     if config.data.same_image_rms is not None:
-        found = stands_in(given.images, test.images, config.data.same_image_rms)
+        found = stands_in(given.images, test[0].images[test[1]], config.data.same_image_rms)[rows]
         dropped = np.flatnonzero(found)
-        rows = ", ".join(map(str, dropped[:20])) + (", ..." if len(dropped) > 20 else "")
-        logger.info("%d training images also stand in the test set (rows %s) and are dropped", len(dropped), rows)
-        given = given[~found]
+        shown = ", ".join(map(str, dropped[:20])) + (", ..." if len(dropped) > 20 else "")
+        logger.info("%d training images also stand in the test set (rows %s) and are dropped", len(dropped), shown)
+        rows = rows[~found]
+    items = None if given.items is None else given.items[rows]
     size = config.data.validation_size
-    train, validation = split(given.labels, size, config.seed, "data.validation_size", given.items)
-    splits = {"train": given[train], "validation": given[validation], "test": test}
-    for name, part in splits.items():
-        counts = np.bincount(part.labels, minlength=len(source.class_names))
+    train, validation = split(given.labels[rows], size, config.seed, "data.validation_size", items)
+    splits = {"train": (given, rows[train]), "validation": (given, rows[validation]), "test": test}
+    for name, (examples, chosen) in splits.items():
+        counts = np.bincount(examples.labels[chosen], minlength=len(source.class_names))
         if missing := [source.class_names[label] for label in np.flatnonzero(counts == 0)]:
             raise ValueError(f"the {name} set has no image of {', '.join(missing)}; add images or change the split")
     return splits, dropped.tolist()
+
+
+def save_splits(
+    splits: dict[str, tuple[Examples, np.ndarray]], folder: Path
+) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """Write each split and yield its name, images and labels. Copied one by one: together they fill the memory."""
+    for name, (examples, rows) in splits.items():
+        images, labels = examples.images[rows], examples.labels[rows]
+        np.savez(folder / f"{name}.npz", images=images, labels=labels)
+        logger.info("%s: %d images -> %s", name, len(labels), folder / f"{name}.npz")
+        yield name, (images, labels)
 
 
 def stands_in(images: np.ndarray, others: np.ndarray, rms: float) -> np.ndarray:
@@ -143,10 +180,28 @@ def split(
     return np.sort(rest), np.sort(kept)
 
 
-def describe(splits: dict[str, tuple[np.ndarray, np.ndarray]], class_names: list[str]) -> dict:
+def describe(splits: Iterable[tuple[str, tuple[np.ndarray, np.ndarray]]], class_names: list[str]) -> dict:
     """Counts by class, pixel mean and std of the training images (0..1), SHA-256 of every split."""
+    info, entries = {"classes": len(class_names), "class_names": list(class_names)}, {}
+    for name, (images, labels) in splits:
+        if name == "train":
+            mean, std = pixel_statistics(images)
+            info |= {"image_shape": list(images.shape[1:]), "mean": mean, "std": std}
+        per_class = np.bincount(labels, minlength=len(class_names))
+        sha = hashlib.sha256(images.ravel())
+        sha.update(labels)
+        entries[name] = {
+            "images": len(images),
+            "per_class": {class_names[i]: int(count) for i, count in enumerate(per_class)},
+            "sha256": sha.hexdigest(),
+        }
+    hashes = "".join(entry["sha256"] for entry in entries.values())
+    return info | {"splits": entries, "data_hash": hashlib.sha256(hashes.encode()).hexdigest()}
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and std of each channel of uint8 (N, C, H, W), in 0..1, to six places."""
     # Exact from the histogram of the 256 values: no rounding that depends on the order of a sum.
-    images = splits["train"][0]
     counts = np.zeros((images.shape[1], 256), np.int64)
     for start in range(0, len(images), 1000):
         block = images[start : start + 1000]
@@ -154,24 +209,7 @@ def describe(splits: dict[str, tuple[np.ndarray, np.ndarray]], class_names: list
     values = np.arange(256) / 255
     mean = (counts * values).sum(1) / counts.sum(1)
     std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1))
-    info = {
-        "classes": len(class_names),
-        "class_names": list(class_names),
-        "image_shape": list(splits["train"][0].shape[1:]),
-        "mean": [round(float(m), 6) for m in mean],
-        "std": [round(float(s), 6) for s in std],
-        "splits": {},
-    }
-    for name, (images, labels) in splits.items():
-        per_class = np.bincount(labels, minlength=len(class_names))
-        info["splits"][name] = {
-            "images": len(images),
-            "per_class": {class_names[i]: int(count) for i, count in enumerate(per_class)},
-            "sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
-        }
-    hashes = "".join(entry["sha256"] for entry in info["splits"].values())
-    info["data_hash"] = hashlib.sha256(hashes.encode()).hexdigest()
-    return info
+    return [round(float(m), 6) for m in mean], [round(float(s), 6) for s in std]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -179,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     _, config = parse_config(config_parser(__doc__.splitlines()[0]), argv)
     try:
         info = prepare(config)
-    except (DownloadError, ValueError) as error:
+    except (DownloadError, ValueError, OSError) as error:
         logger.error("error: %s", error)
         return 1
     logger.info("data hash %s -> %s/data_info.yaml", info["data_hash"][:12], config.paths.metrics)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from src.preprocessing import ImageError, Preprocessing, preprocess
+from src.preprocessing import Preprocessing, preprocess
 
 SHOWN = 5  # of the files left out, in messages
 
@@ -27,9 +27,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __getitem__(self, rows: np.ndarray) -> "Examples":
-        return Examples(self.images[rows], self.labels[rows], None if self.items is None else self.items[rows])
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,16 @@ def read_files(files: list[ImageFile], spec: Preprocessing, description: str) ->
     chosen = [files[row] for row in kept]
     items = np.array([file.item for file in chosen]) if any(file.item for file in chosen) else None
     labels = np.array([file.label for file in chosen], np.int64)
-    return Examples(images if len(kept) == len(files) else images[kept], labels, items), excluded
+    for row, source in enumerate(kept):  # in place: there may be no memory for a second copy
+        if row != source:
+            images[row] = images[source]
+    return Examples(images[: len(kept)], labels, items), excluded
 
 
 def _read(path: Path, spec: Preprocessing, out: np.ndarray) -> str | None:
     """Decode one file into ``out``; the reason when that fails."""
     try:
         preprocess(path.read_bytes(), spec, out)
-    except (ImageError, OSError) as error:
+    except (ValueError, OSError) as error:  # ImageError, or a path that the system cannot take
         return str(error)
     return None

@@ -15,11 +15,13 @@ import hashlib
 import json
 import re
 import stat
+import tempfile
 import zipfile
 import zlib
 
 import yaml
 
+from src.inference.archive import CONFIG_NAME, STATE_NAME, load_archived_predictor
 from src.inference.runtimes import runtime_file
 from src.models import ModelConfig, ModelError
 
@@ -71,7 +73,7 @@ def seal(source: Path, target: Path) -> str:
 
 
 def verify(path: Path) -> str:
-    """Check the checksum, the names inside, the settings and the model's config; return the SHA-256.
+    """Check the checksum, the names inside, the settings and that the model loads; return the SHA-256.
 
     Raises ArchiveError.
     """
@@ -93,11 +95,22 @@ def check_content(path: Path) -> None:
             check_names(archive.infolist(), path)
             if broken := archive.testzip():
                 raise ArchiveError(f"{path} is damaged: {broken} does not match its CRC; {REBUILD}")
-            check_settings(yaml.safe_load(archive.read(MODEL_SETTINGS)), set(archive.namelist()), path)
+            settings = yaml.safe_load(archive.read(MODEL_SETTINGS))
+            check_settings(settings, set(archive.namelist()), path)
             check_manifest(json.loads(archive.read(MANIFEST)), set(archive.namelist()), path)
-            ModelConfig.from_dict(json.loads(archive.read("model_config.json")), f"{path.name}: model_config.json")
+            check_model(archive, settings["handler"]["runtime"])
     except UNREADABLE as error:
         raise ArchiveError(f"{path} is damaged: {error}; {REBUILD}") from error
+
+
+def check_model(archive: zipfile.ZipFile, runtime: str) -> None:
+    """The network can be loaded as a worker will, and is what its config says. Raises ModelError."""
+    ModelConfig.from_dict(json.loads(archive.read(CONFIG_NAME)), CONFIG_NAME)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (STATE_NAME, CONFIG_NAME, runtime_file(runtime)):
+            if name is not None:
+                archive.extract(name, folder)
+        load_archived_predictor(Path(folder), runtime)
 
 
 def check_names(entries: list[zipfile.ZipInfo], path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from src.config import config_parser, parse_config
+from src.data.datamodule import choose_rows
 from src.export.engine import EngineError, load_engine
 from src.export.onnx import load_images
 from src.inference import Predictor
@@ -162,10 +163,12 @@ def main(argv: list[str] | None = None) -> int:
         formats = formats_of(folder, arguments.compile)
         images, labels = load_images(config.data.directory, split, folder, formats[0].predictor.config)
         engines, left_out = engines_of(folder)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         logger.error("error: %s", error)
         return 1
-    images, labels = images[: arguments.limit], labels[: arguments.limit]
+    if arguments.limit is not None:
+        rows = choose_rows(len(images), arguments.limit, config.seed)
+        images, labels = images[rows], labels[rows]
     formats += engines
     measure(formats, images, labels, arguments.rounds)
     title = f"accuracy, {len(images)} {split} images"

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import load_class_names, load_split
+from src.data.datamodule import choose_rows, load_class_names, load_split
 from src.export.quantization import quantize
 from src.inference import Predictor
 from src.inference.onnx_runtime import WEIGHTS_KEY, OnnxRuntime
@@ -88,8 +88,7 @@ def load_images(directory: str | Path, split: str, folder: Path, card: ModelConf
 def calibration_images(config) -> np.ndarray:
     """A fixed random choice of training images, uint8 (N, C, H, W)."""
     images, _ = load_split(config.data.directory, "train")
-    count = min(config.export.calibration_images, len(images))
-    return images[np.sort(np.random.default_rng(config.seed).choice(len(images), count, replace=False))]
+    return images[choose_rows(len(images), config.export.calibration_images, config.seed)]
 
 
 def write_onnx(model: ImageClassifier, card: ModelConfig, path: Path, opset: int) -> None:
@@ -174,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, config = parse_config(parser, argv)
     try:
         export(config, arguments.model_path or config.paths.best_model)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         logger.error("error: %s", error)
         return 1
     return 0

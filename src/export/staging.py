@@ -15,7 +15,8 @@ import yaml
 from src.export.archive import MODEL_SETTINGS, check_settings
 from src.inference.archive import STATE_NAME, load_state
 from src.inference.runtimes import FILES, runtime_file
-from src.models.config import ModelError
+from src.models.config import ModelConfig, ModelError
+from src.models.registry import NEED_TIMM
 from src.models.storage import weights_sha256
 
 SERVER = Path("torchserve")  # the settings; and where export_model_for_torchserve.py writes when not told
@@ -33,7 +34,11 @@ def stage(folder: Path, runtime: str | None, source: Path = SERVER) -> str:
     check_settings(content, set(FILES.values()), SERVER)
     runtime = runtime or content["handler"]["runtime"]
     name = runtime_file(runtime)
-    if name is not None:
+    if name is None:
+        architecture = ModelConfig.load(source / "model_config.json").architecture
+        if architecture in NEED_TIMM:
+            raise ModelError(f"{architecture} needs timm, which a server has not: give --runtime onnx-int8 or onnx")
+    else:
         from src.inference.onnx_runtime import OnnxRuntime
 
         if not (source / name).is_file():

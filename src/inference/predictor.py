@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.inference.runtimes import Runtime, load_onnx, runtime_file
 from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig
-from src.preprocessing import ImageError, preprocess
+from src.preprocessing import MAX_PIXELS, ImageError, preprocess
 
 
 def calibrate(logits: np.ndarray, temperature: float, exponent: float) -> np.ndarray:
@@ -70,9 +70,9 @@ class Predictor:
         """Where the network runs: cpu, cuda or cuda:N."""
         return self.runtime.device
 
-    def decode(self, data: bytes, out: np.ndarray | None = None) -> np.ndarray:
+    def decode(self, data: bytes, out: np.ndarray | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Image bytes -> uint8 (C, H, W), as the training saw them; written to ``out`` if given. Raises ImageError."""
-        return preprocess(data, self.config.preprocessing, out)
+        return preprocess(data, self.config.preprocessing, out, max_pixels)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, C, H, W) -> calibrated probabilities float32 (N, classes)."""

@@ -61,8 +61,13 @@ def in_list(error: ImageError, number: int, several: bool) -> ImageError:
 
 
 def error_body(error: ImageError) -> bytes:
-    """The JSON body of the 400 that ``error`` is answered with."""
-    return orjson.dumps({"code": 400, "type": error.reason, "message": str(error)})
+    """The JSON body that ``error`` is answered with."""
+    return orjson.dumps({"code": status(error), "type": error.reason, "message": str(error)})
+
+
+def status(error: ImageError) -> int:
+    """The HTTP status that ``error`` is answered with."""
+    return 503 if error.reason == "busy" else 400
 
 
 def parse_body(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
@@ -84,7 +89,8 @@ def parse_json(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]
     except orjson.JSONDecodeError as error:
         raise ImageError("bad_json", f"the body is not valid JSON: {error}") from error
     if not isinstance(content, dict) or not content.keys() & {"image", "images"}:
-        found = f"the keys {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else "a list"
+        keys = [repr(key[:40]) for key in list(content)[:5]] if isinstance(content, dict) else []
+        found = f"the keys {', '.join(keys)}" if isinstance(content, dict) else "a list"
         raise ImageError(
             "no_image", f'the JSON has {found}; send {{"image": "<base64>"}} or {{"images": ["<base64>", ...]}}'
         )

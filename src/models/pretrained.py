@@ -1,6 +1,7 @@
 """Backbones from timm. timm is imported on use: a server of the networks above does not need it."""
 
 from pathlib import Path
+from pickle import UnpicklingError  # nosec B403: its name only
 
 from torch import nn
 
@@ -53,6 +54,8 @@ def build_timm(
             drop_rate=dropout,
             **source,
         )
+    except (RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"weights names {weights}, which does not hold the weights of {name} ({error})") from error
     except OSError as error:  # what the hub's client raises, too
         if weights is not None:
             raise

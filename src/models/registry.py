@@ -18,6 +18,7 @@ ARCHITECTURES = {
     "resnet18": build_resnet18,
     "prototypes": PrototypeNetwork,
 }
+NEED_TIMM = {"efficientnet", "resnet18", "prototypes"}  # a server does without it, and runs their ONNX files
 
 
 def list_architectures() -> list[str]:

@@ -22,7 +22,7 @@ def build_classifier(config: ModelConfig) -> ImageClassifier:
     channels = config.preprocessing.channels
     try:
         network = build_network(config.architecture, channels, len(config.class_names), **config.architecture_args)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ModelError(f"{config.architecture} cannot be built from {config.architecture_args}: {error}") from error
     return ImageClassifier(network, [0.0] * channels, [1.0] * channels)
 

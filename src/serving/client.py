@@ -4,9 +4,11 @@ import http.client
 import time
 import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 from src.serving.tls import client_context
 
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 PAUSE = 0.2  # seconds before a request is sent again
 
 
@@ -34,9 +36,11 @@ def call(
     known = {"Content-Type": content_type} if content_type else {}
     known |= {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, data=data, headers=known | (headers or {}), method=method)
-    context = client_context() if url.startswith("https:") else None
+    handlers = [urllib.request.HTTPSHandler(context=client_context())] if url.startswith("https:") else []
+    if urlsplit(url).hostname in LOOPBACK:
+        handlers.append(urllib.request.ProxyHandler({}))  # a proxy of http_proxy would ask itself
     try:
-        with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
             return answer.read()
     except urllib.error.HTTPError as error:
         with error:

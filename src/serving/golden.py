@@ -1,12 +1,15 @@
 """A golden set: a folder of images and labels.csv with the columns filename and label; a version is judged by it."""
 
 import csv
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.serving.management import Service
 
 DEFAULT_GOLDEN = Path("torchserve/golden")
+REMEDY = "give images of the model's own classes: --golden FOLDER"
 RAW = "application/octet-stream"
 
 
@@ -37,8 +40,22 @@ def load_golden(folder: Path) -> list[Item]:
 
 
 def answer_golden(service: Service, items: list[Item], version: str = "") -> list[dict]:
-    """The answer for each image. Raises OSError when one gets none."""
-    return [service.predict(item.data, version, RAW) for item in items]
+    """The answer for each image. Raises OSError when one gets none, ValueError when it is no prediction."""
+    answers = [service.predict(item.data, version, RAW) for item in items]
+    for item, answer in zip(items, answers, strict=True):
+        if not is_prediction(answer):
+            raise ValueError(f"{item.name} gets no label or not a number for each class: {json.dumps(answer)}")
+    return answers
+
+
+def is_prediction(answer: object) -> bool:
+    """Whether an answer is as the handler's: a network that computes NaN brings null for a probability."""
+    if not isinstance(answer, dict) or not {"predicted_label", "probabilities", "model_version"} <= answer.keys():
+        return False
+    probabilities = answer["probabilities"]
+    return isinstance(probabilities, dict) and all(
+        isinstance(value, int | float) and math.isfinite(value) for value in probabilities.values()
+    )
 
 
 def count_right(items: list[Item], answers: list[dict]) -> int:
@@ -59,8 +76,18 @@ def agreement(old: list[dict], new: list[dict]) -> tuple[float, float]:
 
 
 def compare(items: list[Item], old: list[dict], new: list[dict]) -> tuple[bool, str]:
-    """Whether the new answers are no worse than the old ones, and a line that says how they compare."""
+    """Whether the new answers are no worse than the old ones, and a line that says how they compare.
+
+    Raises ValueError for a golden set that cannot tell: of other classes, or with none right before.
+    """
+    known = old[0]["probabilities"] | new[0]["probabilities"]
+    if unknown := [item for item in items if item.label not in known]:
+        raise ValueError(
+            f"{unknown[0].label}, in the golden set, is no class of the model ({', '.join(known)}); {REMEDY}"
+        )
     was, now = count_right(items, old), count_right(items, new)
+    if was == 0:
+        raise ValueError(f"the version that serves has none of the golden set right, so it cannot judge; {REMEDY}")
     same, difference = agreement(old, new)
     line = f"golden set: {now} of {len(items)} right, before {was}; {same:.0%} of the labels as before, "
     line += f"probabilities within {difference:.4f}"

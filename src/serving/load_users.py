@@ -7,6 +7,7 @@ to, and imported when a test runs and not before.
 import itertools
 import json
 import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import psutil
 
 from src.serving.load_requests import Shot, find_fault
 from src.serving.processes import family, memory, processor_seconds
+from src.serving.tls import client_context
 
 USERS = 50  # so that one slow answer in fifty does not lower the rate
 TIMEOUT = 10.0  # seconds until a request without an answer is given up
@@ -71,9 +73,12 @@ def run_users(
 ) -> tuple[list[Answer], Usage]:
     """POST ``rate`` requests a second to ``url`` for ``duration`` seconds; every answer and the server's usage."""
     os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
-    import gevent
+    import gevent.ssl
     from locust import FastHttpUser, constant_throughput, task
     from locust.env import Environment
+
+    def trust(cafile: str | None = None) -> ssl.SSLContext:  # locust would add the authorities of ``cafile``
+        return client_context(gevent.ssl.SSLContext) or gevent.ssl.create_default_context()
 
     users = min(USERS, max(1, int(rate)))
     numbers = itertools.count()
@@ -84,6 +89,8 @@ def run_users(
         host = url
         wait_time = constant_throughput(rate / users)
         connection_timeout = network_timeout = TIMEOUT
+        insecure = client_context() is not None  # the host's name is not compared; the certificate always is
+        ssl_context_factory = staticmethod(trust)
 
         def on_start(self):
             gevent.sleep(next(numbers) / rate)  # one after the other, not all at once

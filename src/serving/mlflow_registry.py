@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -56,6 +57,7 @@ def register(folder: Path, name: str | None, runtime: str) -> tuple[str, bool]:
         for found in MlflowClient().search_model_versions(f"name = '{name}'"):
             if found.tags.get(CONTENT_TAG) == content:
                 return f"models:/{name}/{found.version}", False
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # the one line printed is the model's URI
         mlflow.set_experiment(f"{config.name}-serving")
         with mlflow.start_run(run_name=name):
             logged = mlflow.pyfunc.log_model(

@@ -6,7 +6,9 @@ Runs on the serving environment; only ``deploy`` and ``rollback`` need more of i
 import argparse
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from src.serving.client import send
@@ -69,12 +71,14 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
             from src.serving.store import Store
 
             store = Store(arguments.store, service.model)
-            if arguments.command == "deploy":
-                items = load_golden(arguments.golden)
-                version = deploy(service, arguments.archive, store, items, arguments.watch, say)
-            else:
-                version = roll_back(service, store, say)
-            print(f"{service.model} {version} serves")
+            end_by_exception()
+            with store.locked():
+                if arguments.command == "deploy":
+                    items = load_golden(arguments.golden)
+                    version = deploy(service, arguments.archive, store, items, arguments.watch, say)
+                else:
+                    version = roll_back(service, store, say)
+            say(f"{service.model} {version} serves")
         case "drain":
             return 0 if drain(service, arguments.store, arguments.timeout, say) else 1
         case "send":
@@ -89,8 +93,26 @@ def show_count(workers: int) -> str:
 
 
 def say(line: str) -> None:
-    """Print a step at once, also into a pipe."""
-    print(line, flush=True)
+    """Print a step at once, also into a pipe; when nobody reads any more the work goes on."""
+    with suppress(OSError):
+        print(line, flush=True)
+
+
+def end_by_exception() -> None:
+    """Make the first signal that ends a command raise SystemExit, so that what was begun is taken back undisturbed."""
+    signals = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup has it
+    ]
+
+    def end(number: int, _frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(f"error: ended by {signal.Signals(number).name}")
+
+    for number in signals:
+        signal.signal(number, end)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,10 +4,11 @@ import json
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
-from src.export.archive import MANIFEST, checksum_path, verify
+from src.export.archive import MANIFEST, verify
 from src.serving.golden import Item, answer_golden, compare
 from src.serving.management import SLOW, Service, check_ready, count_ready, wait_ready
 from src.serving.scaling import do_when_idle, unregister
@@ -25,7 +26,8 @@ class RolloutError(RuntimeError):
 def deploy(service: Service, archive: Path, store: Store, items: list[Item], watch: float, say: Callable) -> str:
     """Roll ``archive`` out and return its version.
 
-    Raises ArchiveError, and RolloutError, NotReady or OSError after going back; nothing of it is left in the store.
+    Raises ArchiveError, and RolloutError, NotReady, ValueError or OSError after going back; nothing of it is left in
+    the store. So it is after Ctrl-C, or a signal that raises an exception.
     """
     digest = verify(archive)
     if archive.resolve().parent == store.folder.resolve():
@@ -35,17 +37,17 @@ def deploy(service: Service, archive: Path, store: Store, items: list[Item], wat
         raise RolloutError(
             f"version {version} is registered already; give the new archive another: ./create_mar_archive.sh --version"
         )
-    if f"{service.model}-{version}.mar" in store.deployed():
+    target, before = store.archive_of(version), store.deployed()
+    if target.name in before:
         raise RolloutError(f"version {version} is kept for rollback; give the new archive another")
     say(f"verified {archive}: version {version}, sha256 {digest}")
-    target = store.add(archive, digest, version)
     try:
-        old = replace_default(service, target, version, items, watch, say)
+        store.add(archive, digest, target)
+        record = partial(store.write, [*before, target.name])
+        old = replace_default(service, target, version, record, say, items, watch)
     except BaseException:
-        target.unlink()
-        checksum_path(target).unlink()
+        store.remove(target)
         raise
-    store.write([*store.deployed(), target.name])
     retire(service, old, say)
     return version
 
@@ -57,14 +59,14 @@ def roll_back(service: Service, store: Store, say: Callable) -> str:
         raise RolloutError(
             f"nothing was deployed ({store.record} does not exist), so there is no version to go back to"
         )
-    last, before = names[-1], store.folder / (names[-2] if len(names) > 1 else f"{service.model}.mar")
+    before = store.folder / names[-2] if len(names) > 1 else store.served
+    if not before.is_file():
+        raise RolloutError(f"{before}, which served before, does not exist; deploy the version that is to serve")
     verify(before)
     version = version_of(before, service.model)
-    old = replace_default(service, before, version, [], 0, say)
-    store.write(names[:-1])
+    old = replace_default(service, before, version, partial(store.write, names[:-1]), say)
     retire(service, old, say)
-    for left in (store.folder / last, checksum_path(store.folder / last)):
-        left.unlink(missing_ok=True)
+    store.remove(store.folder / names[-1])
     return version
 
 
@@ -77,8 +79,19 @@ def version_of(archive: Path, model: str) -> str:
     return named["modelVersion"]
 
 
-def replace_default(service: Service, archive: Path, version: str, items: list[Item], watch: float, say) -> str:
-    """Register ``version``, judge it by ``items``, make it the default, watch it; return the version before it."""
+def replace_default(
+    service: Service,
+    archive: Path,
+    version: str,
+    record: Callable[[], None],
+    say: Callable,
+    items: list[Item] | None = None,
+    watch: float = 0,
+) -> str:
+    """Register ``version``, judge it by ``items``, make it the default, watch it, ``record`` it.
+
+    Returns the version before it, and goes back to that when anything fails.
+    """
     old = service.describe()
     old_version, workers, begun = old["modelVersion"], max(1, count_ready(old)), count_answers(service)
     if version == old_version:
@@ -94,6 +107,7 @@ def replace_default(service: Service, archive: Path, version: str, items: list[I
         say(f"version {version} is the default")
         if watch:
             observe(service, items, version, watch, before, say)
+        record()
     except BaseException:  # and after Ctrl-C
         go_back(service, old_version, version, say)
         raise

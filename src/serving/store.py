@@ -1,11 +1,18 @@
 """The archives that a TorchServe may serve, and the record of those that were deployed."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.export.archive import checksum_path
+from src.export.archive import ArchiveError, checksum_path, sha256
+
+
+class StoreBusy(RuntimeError):
+    """Somebody else changes what is served."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +20,7 @@ class Store:
     """The model store of one model. ``MODEL.deployed`` in it names the deployed archives, oldest first, one a line.
 
     The last one is served, by ./run_torchserve.sh too; without the file MODEL.mar is, the one built from
-    models/best_model.
+    models/best_model. MODEL.served.mar is the copy that the script keeps of it: MODEL.mar may be built again meanwhile.
     """
 
     folder: Path
@@ -22,6 +29,28 @@ class Store:
     @property
     def record(self) -> Path:
         return self.folder / f"{self.model}.deployed"
+
+    @property
+    def served(self) -> Path:
+        return self.folder / f"{self.model}.served.mar"
+
+    def archive_of(self, version: str) -> Path:
+        """Where a deployed archive lies."""
+        return self.folder / f"{self.model}-{version}.mar"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of ./run_torchserve.sh. Raises StoreBusy at once when another holds it."""
+        path = self.folder.parent / ".run" / "lock"
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StoreBusy(
+                    f"{path} is locked: another deploy, rollback or ./run_torchserve.sh is at work; try again after it"
+                ) from error
+            yield
 
     def deployed(self) -> list[str]:
         """The names of the deployed archives."""
@@ -33,14 +62,25 @@ class Store:
             self.record.unlink(missing_ok=True)
             return
         partial = self.record.with_name(f".{self.record.name}.part")
-        partial.write_text("".join(f"{name}\n" for name in names))
-        partial.replace(self.record)
+        try:
+            partial.write_text("".join(f"{name}\n" for name in names))
+            partial.replace(self.record)
+        finally:
+            partial.unlink(missing_ok=True)
 
-    def add(self, archive: Path, digest: str, version: str) -> Path:
-        """Copy a verified archive into the store as MODEL-VERSION.mar, its checksum beside it."""
-        target = self.folder / f"{self.model}-{version}.mar"
+    def add(self, archive: Path, digest: str, target: Path) -> None:
+        """Copy a verified archive to ``target``, its checksum beside it. Raises ArchiveError when it changed."""
         partial = target.with_name(f".{target.name}.part")
-        shutil.copyfile(archive, partial)
-        os.replace(partial, target)
+        try:
+            shutil.copyfile(archive, partial)
+            if sha256(partial) != digest:
+                raise ArchiveError(f"{archive} was changed while it was copied; deploy it again when it is whole")
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
         checksum_path(target).write_text(f"{digest}  {target.name}\n")
-        return target
+
+    def remove(self, archive: Path) -> None:
+        """Delete an archive of the store, if it is there, and its checksum."""
+        for path in (archive, checksum_path(archive)):
+            path.unlink(missing_ok=True)

@@ -4,11 +4,13 @@ Needs only the standard library.
 """
 
 import os
+import re
 import ssl
 import stat
 from pathlib import Path
 
 CIPHERS = "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-SHA"  # what TorchServe 0.12 offers, over TLS 1.2 alone
+LONE_KEY = re.compile(r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----[^-]+-----END \1-----")
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
@@ -16,16 +18,16 @@ class CertificateError(ValueError):
     """A certificate or key that TorchServe could not serve with; the message says what to do."""
 
 
-def client_context() -> ssl.SSLContext | None:
+def client_context(kind: type[ssl.SSLContext] = ssl.SSLContext) -> ssl.SSLContext | None:
     """Whom to trust behind https: the one certificate in the file that TORCHSERVE_CERTIFICATE names, if it is set.
 
     None, the way of any web site, where it is not.
     """
     path = os.environ.get("TORCHSERVE_CERTIFICATE")
-    return pin(Path(path)) if path else None
+    return pin(Path(path), kind) if path else None
 
 
-def pin(certificate: Path) -> ssl.SSLContext:
+def pin(certificate: Path, kind: type[ssl.SSLContext] = ssl.SSLContext) -> ssl.SSLContext:
     """A client's context that accepts the first certificate in a PEM file and no other. Raises CertificateError.
 
     Names are not compared: who has the key of this very certificate is the server, at whatever address.
@@ -34,7 +36,7 @@ def pin(certificate: Path) -> ssl.SSLContext:
     start, end = text.find(BEGIN), text.find(END)
     if start < 0 or end < 0:
         raise CertificateError(f"{certificate} holds no certificate; give a PEM file that begins with {BEGIN}")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = kind(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not be signed by itself
     try:
@@ -49,6 +51,11 @@ def check_pair(certificate: Path, key: Path) -> list[str]:
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
         raise CertificateError(f"{key} has mode {mode:o}, so others can read or change it; run chmod 600 {key}")
+    if not LONE_KEY.fullmatch(key.read_text(errors="replace").strip()):
+        raise CertificateError(
+            f"{key} must hold one PEM private key and nothing else, for TorchServe reads the whole file as the key; "
+            f"openssl pkey -in {key} -out ONLY_THE_KEY.pem writes it so"
+        )
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.maximum_version = ssl.TLSVersion.TLSv1_2
     server.set_ciphers(CIPHERS)

@@ -1,7 +1,6 @@
 """Fit a classifier: what training and each trial of a sweep have in common. The test split stays closed."""
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import to_dict
-from src.data.datamodule import ImageDataModule, load_class_names, load_data_info
+from src.data.datamodule import ImageDataModule, check_prepared, load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, build_network
 from src.models.config import CONFIG_NAME
 from src.preprocessing import Preprocessing
@@ -20,12 +19,32 @@ from src.training.module import ClassifierModule
 from src.training.tracking import RunLogger, git_commit, open_run
 from src.training.triplet_module import TripletModule
 
-LAST_NAME = "last.ckpt"
+BEST_NAME, LAST_NAME, RUN_NAME = "best.ckpt", "last.ckpt", "run_id"
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
 OBJECTIVES = {"classification": ClassifierModule, "triplet": TripletModule}
 FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
 
 logger = logging.getLogger(__name__)
+
+
+class RunFolder(Callback):
+    """Says beside the checkpoints what they are of: the MLflow run and the model's config.
+
+    A new run replaces the files of the one before, and nothing else, when its training begins: with a setting that
+    cannot be used it does not come so far.
+    """
+
+    def __init__(self, folder: str, run_id: str, card: ModelConfig, resumed: bool):
+        self.folder, self.run_id, self.card, self.resumed = Path(folder), run_id, card, resumed
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        if not self.resumed:
+            for name in (BEST_NAME, LAST_NAME):
+                (self.folder / name).unlink(missing_ok=True)
+        (self.folder / RUN_NAME).write_text(self.run_id)
+        self.card.save(self.folder / CONFIG_NAME)
 
 
 class History(Callback):
@@ -76,6 +95,7 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     if config.training.monitor not in MONITORS:
         raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
     check_objective(config)
+    check_prepared(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     card, info = describe_model(config), load_data_info(config.paths.metrics)
     network = build_network(
@@ -89,11 +109,8 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     best, last = _checkpoints(config)
     resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
     run = open_run(config, _run_id(last.dirpath) if resume_from else None, tags)
-    if is_main_process():
-        Path(last.dirpath, "run_id").write_text(run.run_id)
-        card.save(Path(last.dirpath, CONFIG_NAME))  # what the checkpoints beside it are of
-    history = History()
-    trainer = build_trainer(config, [history, *_optional_callbacks(config), best, last], run)
+    folder, history = RunFolder(last.dirpath, run.run_id, card, config.training.resume), History()
+    trainer = build_trainer(config, [folder, history, *_optional_callbacks(config), best, last], run)
     try:
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=False)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
@@ -117,6 +134,12 @@ def check_objective(config) -> None:
         raise ValueError("training.ema_decay averages weights, not what prototypes are made of; set it to null")
     if objective == "triplet" and config.training.teachers:
         raise ValueError("training.teachers goes with training.objective=classification only")
+    weights = architecture_args(config)
+    if config.training.freeze_backbone and not (weights.get("pretrained") or weights.get("weights")):
+        raise ValueError(
+            f"training.freeze_backbone=true trains the last layer only, and the rest of {architecture} would stay "
+            f"random: set model.{architecture}.pretrained or weights, or training.freeze_backbone=false"
+        )
     if not 0 <= config.training.teacher_share <= 1 or config.training.teacher_temperature <= 0:
         raise ValueError(
             f"training.teacher_share is {config.training.teacher_share} and teacher_temperature "
@@ -191,26 +214,24 @@ def monitor_mode(monitor: str) -> str:
 
 
 def _checkpoints(config) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """Callbacks that keep the best epoch by the monitor and the last one; a new run starts with a clean folder.
+    """Callbacks that keep the best epoch by the monitor and the last one.
 
     Two, because ``save_last`` of one writes only when the monitor got better.
     """
     folder = Path(config.paths.checkpoints)
     if config.training.resume and not (folder / LAST_NAME).is_file():
         raise FileNotFoundError(f"training.resume=true, but {folder / LAST_NAME} does not exist; start without it")
-    if not config.training.resume and is_main_process():
-        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     monitor = config.training.monitor
     best = ModelCheckpoint(
-        folder, filename="best", monitor=monitor, mode=monitor_mode(monitor), enable_version_counter=False
+        folder, filename=Path(BEST_NAME).stem, monitor=monitor, mode=monitor_mode(monitor), enable_version_counter=False
     )
     last = ModelCheckpoint(folder, filename=Path(LAST_NAME).stem, enable_version_counter=False)
     return best, last
 
 
 def _run_id(folder: str) -> str | None:
-    path = Path(folder) / "run_id"
+    path = Path(folder) / RUN_NAME
     return path.read_text().strip() if path.is_file() else None
 
 

@@ -64,7 +64,9 @@ def load_embeddings(config, model: ImageClassifier, images: np.ndarray) -> np.nd
     logger.info("embedding %d training images -> %s", len(images), path)
     embeddings = embed_images(model, torch.from_numpy(images)).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, embeddings=embeddings, made_of=made_of)
+    partial = path.with_name(f".{path.name}")  # half a file would be found by the next call
+    np.savez(partial, embeddings=embeddings, made_of=made_of)
+    partial.replace(path)
     return embeddings
 
 

@@ -42,12 +42,13 @@ def plot_confusion(matrix: np.ndarray, class_names: list[str], path: Path) -> No
     """``matrix``: int (classes, classes), rows are true classes. Shares by row as colour, counts as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    size = max(5.0, 0.7 * len(class_names))
+    size = min(max(5.0, 0.7 * len(class_names)), 24.0)  # inches
     figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right")
-    axes.set_yticks(ticks, class_names)
+    small = min(10.0, 60 * size / len(class_names))  # points: a line a class
+    axes.set_xticks(ticks, class_names, rotation=45 if small == 10 else 90, ha="right", fontsize=small)
+    axes.set_yticks(ticks, class_names, fontsize=small)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (test images)")
     if len(class_names) <= 25:
         for row in ticks:

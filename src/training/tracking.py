@@ -11,6 +11,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from src.config import flatten, to_yaml
+from src.data.datamodule import load_data_info
+
+WEIGHTS_TAG = "weights_sha256"
 
 logger = logging.getLogger(__name__)
 
@@ -38,22 +41,24 @@ def git_commit() -> str:
     return answer.stdout.strip()
 
 
-def dvc_data_hash(data_directory: str) -> str:
-    """The MD5 that dvc.lock gives for the prepared data; empty when DVC has not seen it."""
+def dvc_data_hash(config) -> str:
+    """The MD5 that dvc.lock gives for the prepared data; for what is no part of the pipeline prepare.py's own hash.
+
+    Empty where nothing was prepared.
+    """
     lock = Path("dvc.lock")
-    if not lock.is_file():
-        return ""
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
+    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
     for stage in stages.values():
         for output in stage.get("outs", []):
-            if Path(output["path"]) == Path(data_directory):
-                return output.get("md5", "")
-    return ""
+            if Path(output["path"]) == Path(config.data.directory) and "md5" in output:
+                return output["md5"]
+    prepared = Path(config.paths.metrics, "data_info.yaml").is_file()
+    return load_data_info(config.paths.metrics)["data_hash"] if prepared else ""
 
 
 def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = None) -> RunLogger:
     """Start a run, or go on with ``run_id``, in the experiment and store that the config names."""
-    tags = {"dvc_data_hash": dvc_data_hash(config.data.directory), "git_commit": git_commit()} | (tags or {})
+    tags = {"dvc_data_hash": dvc_data_hash(config), "git_commit": git_commit()} | (tags or {})
     run = RunLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
     if run_id is None:
         run.log_hyperparams({key: str(value) for key, value in (flatten(config) | short_names(config)).items()})
@@ -75,9 +80,11 @@ def short_names(config) -> dict[str, object]:
     }
 
 
-def log_results(run: RunLogger, config, metrics: dict[str, float], paths: list[Path]) -> None:
-    """Final ``metrics``, the config and ``paths`` (files or folders that exist) as artifacts of ``run``."""
+def log_results(run: RunLogger, config, weights: str, metrics: dict[str, float], paths: list[Path]) -> None:
+    """Final ``metrics``, the SHA-256 of the best model's ``weights`` as a tag, the config and ``paths`` (files or
+    folders that exist) as artifacts of ``run``."""
     run.log_metrics(metrics)
+    run.experiment.set_tag(run.run_id, WEIGHTS_TAG, weights)
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / "config.yaml"
         resolved.write_text(to_yaml(config))
@@ -89,8 +96,11 @@ def log_results(run: RunLogger, config, metrics: dict[str, float], paths: list[P
             run.experiment.log_artifact(run.run_id, str(path))
 
 
-def log_evaluation(config, metrics: dict, paths: list[Path]) -> None:
-    """Add an evaluation to the MLflow run that trained the model; say so when that run is not in this store."""
+def log_evaluation(config, weights: str, metrics: dict, paths: list[Path]) -> None:
+    """Add an evaluation to the MLflow run that trained the model with these ``weights`` (their SHA-256).
+
+    Says so when no run of this folder did, or when it is not in this store.
+    """
     path = Path(config.paths.checkpoints) / "run_id"
     if not path.is_file():
         logger.info("no MLflow run to add to: the model was not trained in this folder")
@@ -98,7 +108,9 @@ def log_evaluation(config, metrics: dict, paths: list[Path]) -> None:
     client = MlflowClient(tracking_uri=config.tracking.uri)
     run_id = path.read_text().strip()
     try:
-        client.get_run(run_id)
+        if client.get_run(run_id).data.tags.get(WEIGHTS_TAG) != weights:
+            logger.info("the MLflow run of this folder trained another model; the evaluation is not logged")
+            return
     except MlflowException:
         logger.info("MLflow run %s is not in %s; the evaluation is not logged", run_id, config.tracking.uri)
         return

@@ -15,9 +15,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from mlflow.exceptions import MlflowException
 
 from src.config import config_parser, parse_config
 from src.models import ImageClassifier, ModelConfig, save_model
+from src.models.storage import weights_sha256
 from src.training.calibration import check_kept_accuracy, fit_card
 from src.training.fitting import Fitted, describe_model, fit, is_main_process
 from src.training.plots import plot_history, save_history
@@ -59,7 +62,8 @@ def train(config) -> dict[str, float]:
     logger.info("best model -> %s  %s", config.paths.best_model, "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
     # The plain val_ names are the curves; the best model's values stand beside them.
     final = {name if name.startswith("test_") else f"best_{name}": value for name, value in metrics.items()}
-    log_results(fitted.run, config, final | {"final_accuracy": metrics["test_accuracy"]}, artifacts)
+    final["final_accuracy"] = metrics["test_accuracy"]
+    log_results(fitted.run, config, weights_sha256(fitted.module.model.state_dict()), final, artifacts)
     return metrics
 
 
@@ -89,16 +93,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="show debug messages")
     arguments, config = parse_config(parser, argv)
     logs = Path(config.paths.logs)
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[logging.StreamHandler(), logging.FileHandler(logs / "training.log")],
-    )
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
+        logs.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(
+            level=logging.DEBUG if arguments.verbose else logging.INFO,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            handlers=[logging.StreamHandler(), logging.FileHandler(logs / "training.log")],
+        )
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         train(config)
-    except (FileNotFoundError, ConnectionError, ValueError) as error:
+    except (OSError, ValueError, MlflowException, MisconfigurationException) as error:
         logger.error("error: %s", error)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,126 @@
+"""A deploy that cannot end well: it is refused or goes back, and the server and its store are as before."""
+
+import fcntl
+import io
+import shutil
+import signal
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from src.export.archive import ArchiveError, verify
+from src.serving.golden import Item, answer_golden, compare, load_golden
+from src.serving.management import Service
+from src.serving.rollout import deploy
+from src.serving.store import Store
+from tests.conftest import ROOT, run_script
+from tests.test_rollout import SERVING_PYTHON, changed, versions
+
+GOLDEN = load_golden(ROOT / "torchserve" / "golden")
+
+
+@pytest.fixture(scope="module")
+def service(server) -> Service:
+    return Service("fashion_mnist", server.inference, server.management, server.metrics)
+
+
+@pytest.fixture(scope="module")
+def store(server) -> Store:
+    return Store(server.root / "torchserve" / "model-store", "fashion_mnist")
+
+
+@pytest.fixture(scope="module")
+def second(store, tmp_path_factory) -> Path:
+    """What is served, as version 2.0."""
+    return changed(store.served, tmp_path_factory.mktemp("new") / "x.mar", "2.0", {})
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(service, store):
+    before = sorted(store.folder.iterdir())
+    yield
+    assert versions(service) == {"1.0": True}
+    assert sorted(store.folder.iterdir()) == before
+
+
+def command(server, verb: str, *arguments) -> list[str]:
+    """``python -m src.serving.operate VERB`` for the server."""
+    apis = ("inference", "management", "metrics")
+    addresses = [text for api in apis for text in (f"--{api}", getattr(server, api))]
+    return [SERVING_PYTHON, "-m", "src.serving.operate", verb, *map(str, arguments), *addresses]
+
+
+def test_only_one_changes_what_is_served(server, second):
+    with (server.root / "torchserve" / ".run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as ./run_torchserve.sh or another deploy
+        for arguments in (("deploy", second), ("rollback",)):
+            done = run_script(server.root, *command(server, *arguments))
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "torchserve/.run/lock is locked: another deploy, rollback or ./run_torchserve.sh" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_deploy_that_is_ended_goes_back(number, server, second):
+    """Its terminal is gone by then, too."""
+    line = command(server, "deploy", second, "--watch", 60)
+    with subprocess.Popen(line, cwd=server.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert any("version 2.0 is the default" in line for line in process.stdout)
+        process.stdout.close()
+        process.send_signal(number)
+        assert f"error: ended by {number.name}" in process.stderr.read()
+    assert process.returncode == 1
+
+
+def test_a_deploy_that_cannot_be_recorded_goes_back(service, store, second):
+    blocked = store.folder / ".fashion_mnist.deployed.part"
+    blocked.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        deploy(service, second, store, GOLDEN, 0.5, print)
+    blocked.rmdir()
+
+
+def test_an_archive_that_does_not_fit_on_the_disk_leaves_nothing(server, second):
+    """The limit on a file's size ends the copy in the middle, as a full disk does."""
+    done = run_script(server.root, "bash", "-c", 'ulimit -f 100; "$@"', "-", *command(server, "deploy", second))
+    assert done.returncode == 1
+    assert "error: [Errno 27] File too large" in done.stderr
+
+
+def test_an_archive_that_changes_while_it_is_copied_is_refused(store, second, tmp_path):
+    digest, copy = verify(second), tmp_path / "y.mar"
+    shutil.copyfile(second, copy)
+    with copy.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ArchiveError, match=r"y\.mar was changed while it was copied"):
+        store.add(copy, digest, store.archive_of("2.0"))
+
+
+def test_a_network_that_computes_no_number_goes_back_with_the_reason(server, second, tmp_path):
+    with zipfile.ZipFile(second) as opened:
+        state = torch.load(io.BytesIO(opened.read("model.pt")), weights_only=True)
+        settings = yaml.safe_load(opened.read("model-config.yaml"))
+    settings["handler"]["runtime"] = "torch"  # the one that reads model.pt
+    buffer = io.BytesIO()
+    nothing = {name: value * float("nan") if value.is_floating_point() else value for name, value in state.items()}
+    torch.save(nothing, buffer)
+    changes = {"model.pt": buffer.getvalue(), "model-config.yaml": yaml.safe_dump(settings).encode()}
+    bad = changed(second, tmp_path / "bad.mar", "3.0", changes)
+    done = run_script(server.root, *command(server, "deploy", bad))
+    assert done.returncode == 1
+    assert "went back to version 1.0" in done.stdout
+    assert done.stderr.startswith("error: trouser_1.png gets no label or not a number for each class: {")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_golden_set_that_cannot_tell_is_refused(service):
+    trouser = GOLDEN[0]
+    answers = answer_golden(service, [trouser])
+    assert compare([trouser], answers, answers)[0]
+    with pytest.raises(ValueError, match=r"^Cat, in the golden set, is no class .*--golden FOLDER"):
+        compare([Item(trouser.name, trouser.data, "Cat")], answers, answers)
+    with pytest.raises(ValueError, match=r"has none of the golden set right, so it cannot judge; .*--golden FOLDER"):
+        compare([Item(trouser.name, trouser.data, "Bag")], answers, answers)
