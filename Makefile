@@ -108,5 +108,6 @@ docs: env  ## write docs/model_card.md from the metrics, docs/api.md from a runn
 site: env  ## build the pages of docs/ and the Python reference into docs/_build
 	sphinx-build -W --keep-going -q docs docs/_build
 
-clean:  ## remove the environments and what runs left
-	rm -rf docs/_build $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/*.onnx torchserve/model-store
+clean:  ## stop the server, remove the environments and what runs left
+	./run_torchserve.sh --stop
+	rm -rf benchmarks/.venv docs/_build $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/*.onnx torchserve/model-store
