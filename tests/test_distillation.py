@@ -79,17 +79,6 @@ def test_a_teacher_answers_from_its_int8_file_as_it_does_in_pytorch(elsewhere, t
         assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=0.05)
 
 
-def test_teachers_may_come_later(elsewhere, teacher):
-    common = ["training.epochs=2", "seed=7"]
-    late = elsewhere("late", *common, f"training.teachers=[{teacher}]", "training.teachers_from=1")
-    alone = elsewhere("alone", *common)
-    train(late)
-    train(alone)
-    losses = [[float(row["train_loss"]) for row in history(config)] for config in (late, alone)]
-    assert losses[0][0] == losses[1][0]
-    assert losses[0][1] != losses[1][1]
-
-
 def weights_of(folder: str) -> dict[str, torch.Tensor]:
     return load_model(Path(folder))[0].state_dict()
 

@@ -54,7 +54,7 @@ class ClassifierModule(L.LightningModule):
         images, labels = batch
         logits = self.model(images)
         loss = self.smoothed_loss(logits, labels)
-        if self.distillation and self.current_epoch >= self.training_config.teachers_from:
+        if self.distillation:
             share = self.training_config.teacher_share
             loss = (1 - share) * loss + share * self.distillation(images, logits)
         self.log_step("train", logits, labels, {"loss": loss})
