@@ -160,6 +160,23 @@ def test_a_broken_model_config_is_refused(content, archive, tmp_path):
         verify(rewrite(archive, tmp_path / "x.mar", {"model_config.json": content}))
 
 
+@pytest.mark.parametrize("wrong", [{"height": 100_000}, {"height": 28.5}, {"width": 27}, {"channels": 3}])
+def test_a_config_that_is_not_the_networks_is_refused(wrong, archive, tmp_path):
+    with zipfile.ZipFile(archive) as content:
+        config = json.loads(content.read("model_config.json"))
+    config["preprocessing"] |= wrong
+    with pytest.raises(ArchiveError, match=r"is damaged: .*its config says"):
+        verify(rewrite(archive, tmp_path / "x.mar", {"model_config.json": json.dumps(config).encode()}))
+
+
+def test_a_config_of_fewer_classes_is_refused(archive, tmp_path):
+    with zipfile.ZipFile(archive) as content:
+        config = json.loads(content.read("model_config.json"))
+    config["class_names"].pop()
+    with pytest.raises(ArchiveError, match="is damaged"):
+        verify(rewrite(archive, tmp_path / "x.mar", {"model_config.json": json.dumps(config).encode()}))
+
+
 @pytest.mark.parametrize("size", [0, 100, -100, -5000])
 def test_a_truncated_zip_is_refused(size, archive, tmp_path):
     target = tmp_path / "x.mar"

@@ -111,6 +111,13 @@ def test_a_local_weights_file_that_is_missing_is_named():
         build_network("resnet18", 3, 10, weights="nothing.safetensors")
 
 
+def test_a_local_file_that_holds_no_weights_is_named(tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_text("not weights")
+    with pytest.raises(ValueError, match=r"notes\.pth, which does not hold the weights of resnet18"):
+        build_network("resnet18", 3, 10, weights=str(path))
+
+
 def test_local_weights_are_loaded_and_the_head_is_new(tmp_path):
     source = build_network("resnet18", 3, 1000)
     path = tmp_path / "weights.safetensors"

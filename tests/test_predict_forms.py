@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from src.predict import choose_device, main
 from tests.test_predict import MODEL, classify, rows_of, write_garments
@@ -27,6 +28,16 @@ def test_one_image_to_a_file_or_printed(tmp_path, capsys):
     assert (row["filename"], float(row["confidence"])) == ("000.png", shown["confidence"])
     assert shown["filename"] == "000.png"
     assert {name: float(row[f"prob_{name}"]) for name in shown["probabilities"]} == shown["probabilities"]
+
+
+def test_a_gif_is_an_image_offline_too(tmp_path):
+    folder = write_garments(tmp_path / "images", 1)
+    with Image.open(folder / "000.png") as image:
+        image.save(folder / "001.GIF")
+    assert classify(folder, tmp_path / "out.csv") == 0
+    first, second = rows_of(tmp_path / "out.csv")
+    assert second["filename"] == "001.GIF"
+    assert second["confidence"] == first["confidence"]
 
 
 def test_one_image_that_cannot_be_read_prints_no_json(tmp_path, capsys):

@@ -50,6 +50,11 @@ def test_a_worker_loads_no_torch_that_its_runtime_does_not_use(server):
     assert not any("torch" in name for name in mapped)
 
 
+def test_this_machine_is_not_asked_through_a_proxy(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert Service(management=server.management).describe()["modelVersion"] == "1.0"
+
+
 def test_scaling_under_traffic_fails_no_request(server):
     """1 -> 4 -> 1 workers while clients send: every request gets its own right answer."""
     service = Service(management=server.management, metrics=server.metrics)
