@@ -4,9 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-import numpy as np
-
-from src.inference.predictor import Prediction, Predictor
+from src.inference.predictor import Prediction, Predictor, attempt
 from src.preprocessing import ImageError
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
@@ -80,12 +78,4 @@ def read_image(path: Path) -> bytes:
 
 def answer_files(predictor: Predictor, folder: Path, names: list[str]) -> list[Prediction | ImageError]:
     """Prediction or ImageError for each file; a file that cannot be opened is an ImageError too."""
-    decoded: list[np.ndarray | ImageError] = []
-    for name in names:
-        try:
-            decoded.append(predictor.decode(read_image(folder / name)))
-        except ImageError as error:
-            decoded.append(error)
-    good = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
-    rows = iter(predictor.probabilities(np.stack(good)) if good else ())
-    return [item if isinstance(item, ImageError) else predictor.label(next(rows)) for item in decoded]
+    return predictor.predict(attempt(read_image, folder / name) for name in names)

@@ -2,9 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,8 @@ from PIL import Image
 from src.inference.runtimes import Runtime, load_onnx, runtime_file
 from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig
 from src.preprocessing import MAX_PIXELS, ImageError, preprocess
+
+T = TypeVar("T")
 
 
 def calibrate(logits: np.ndarray, temperature: float, exponent: float) -> np.ndarray:
@@ -36,6 +39,14 @@ class Prediction:
     confidence: float
     uncertain: bool
     probabilities: dict[str, float]
+
+
+def attempt(read: Callable[..., T], *arguments) -> T | ImageError:
+    """What ``read(*arguments)`` returns, or the ImageError that it raises."""
+    try:
+        return read(*arguments)
+    except ImageError as error:
+        return error
 
 
 class Predictor:
@@ -95,14 +106,12 @@ class Predictor:
         for size in batch_sizes:
             self.probabilities(np.zeros((size, spec.channels, spec.height, spec.width), np.uint8))
 
-    def predict(self, images: list[bytes]) -> list[Prediction | ImageError]:
-        """One answer an image, in order; an image that cannot be read gets its ImageError and disturbs no other."""
-        decoded: list[np.ndarray | ImageError] = []
-        for data in images:
-            try:
-                decoded.append(self.decode(data))
-            except ImageError as error:
-                decoded.append(error)
+    def predict(self, images: Iterable[bytes | ImageError]) -> list[Prediction | ImageError]:
+        """One answer an image, in order; an image that cannot be read gets its ImageError and disturbs no other.
+
+        An ImageError among ``images`` (see ``attempt``) is its own answer.
+        """
+        decoded = [image if isinstance(image, ImageError) else attempt(self.decode, image) for image in images]
         good = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
         rows = iter(self.probabilities(np.stack(good)) if good else ())
         return [item if isinstance(item, ImageError) else self.label(next(rows)) for item in decoded]

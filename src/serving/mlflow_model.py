@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from mlflow.exceptions import MlflowException
 
-from src.inference import Prediction, Predictor
+from src.inference.predictor import Prediction, Predictor, attempt
 from src.inference.requests import decode_base64
 from src.preprocessing import ImageError
 
@@ -101,15 +101,9 @@ class ImageModel:
 
     def from_strings(self, texts: np.ndarray) -> list[Prediction | ImageError]:
         """Predictions for base64 strings (N,); one that cannot be read gets its ImageError and disturbs no other."""
-        decoded: list[bytes | ImageError] = []
-        for value in texts:
-            text = value.item() if isinstance(value, np.ndarray) and not value.ndim else value  # from ``instances``
-            try:
-                decoded.append(decode_base64(text, INPUT))
-            except ImageError as error:
-                decoded.append(error)
-        predicted = iter(self.predictor.predict([item for item in decoded if isinstance(item, bytes)]))
-        return [item if isinstance(item, ImageError) else next(predicted) for item in decoded]
+        # From ``instances`` each comes in an array of its own.
+        plain = (value.item() if isinstance(value, np.ndarray) and not value.ndim else value for value in texts)
+        return self.predictor.predict(attempt(decode_base64, text, INPUT) for text in plain)
 
     def encode(self, item: Prediction | ImageError) -> dict:
         """One answer: TorchServe's fields, or those of its refusals."""
