@@ -5,7 +5,8 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from benchmarks.servers import ONE_THREAD, ROOT, Launch, ServerError, free_ports
+from benchmarks.servers import ONE_THREAD, ROOT, Launch, ServerError
+from src.serving.ports import free_ports
 from benchmarks.torchserve import PYTHON, Setting, prepare
 
 PEERS = ROOT / "benchmarks" / "peers"

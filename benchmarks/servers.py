@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -110,15 +109,6 @@ def find_class(answer: object) -> int | None:
     while isinstance(answer, list) or (isinstance(answer, dict) and "predictions" in answer):
         answer = answer[0] if isinstance(answer, list) and answer else answer["predictions"] if answer else None
     return answer.get("predicted_class") if isinstance(answer, dict) else None
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
 
 
 def stop(root: psutil.Process) -> None:

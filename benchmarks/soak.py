@@ -6,7 +6,6 @@ the memory (PSS of Java and its workers) of the last quarter is not above that o
 
 import argparse
 import base64
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ import requests
 from tqdm import tqdm
 
 from src.serving.management import Service
+from src.serving.ports import free_ports
+from src.serving.processes import family, memory
 from src.serving.scaling import scale
 
 GROWTH = 0.05
@@ -37,10 +38,7 @@ TIMEOUT = 30  # seconds
 
 def start(workers: int) -> Service:
     """A server of this checkout on free ports, as ./run_torchserve.sh starts it."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [item.getsockname()[1] for item in sockets]
-    for item in sockets:
-        item.close()
+    ports = free_ports(3)
     subprocess.run(["./run_torchserve.sh", "--native", "--ports", ",".join(map(str, ports))], cwd=ROOT, check=True)
     service = Service("fashion_mnist", *(f"http://127.0.0.1:{port}" for port in ports))
     if workers > 1:
@@ -51,11 +49,6 @@ def start(workers: int) -> Service:
 def pids(service: Service) -> list[int]:
     """The worker processes."""
     return sorted(worker["pid"] for worker in service.describe()["workers"])
-
-
-def memory(java: psutil.Process) -> float:
-    """PSS of Java and its workers in megabytes."""
-    return sum(process.memory_full_info().pss for process in (java, *java.children(recursive=True))) / 1e6
 
 
 def load(service: Service, total: int, java: psutil.Process) -> tuple[Counter, list[float]]:
@@ -93,7 +86,7 @@ def load(service: Service, total: int, java: psutil.Process) -> tuple[Counter, l
                 seen[outcome] += 1
                 progress.update()
                 if seen.total() % max(1, total // SAMPLES) == 0:
-                    sizes.append(memory(java))
+                    sizes.append(memory(family(java)) / 1e6)
         connection.close()
 
     with ThreadPoolExecutor(CLIENTS) as clients:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import zipfile
 from dataclasses import dataclass, field
@@ -10,7 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.servers import ROOT, Launch, free_ports
+from benchmarks.servers import ROOT, Launch
+from src.serving.ports import free_ports
+from src.serving.settings import read_properties
 
 ARCHIVE = ROOT / "torchserve" / "model-store" / "fashion_mnist.mar"
 PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
@@ -54,7 +55,7 @@ def prepare(setting: Setting, folder: Path) -> tuple[Launch, dict[str, str]]:
         path.mkdir(parents=True, exist_ok=True)
     repack(ARCHIVE, store / ARCHIVE.name, setting)
     addresses = dict(zip(ADDRESSES, (f"http://127.0.0.1:{port}" for port in free_ports(3)), strict=True))
-    lines = read_properties(PROPERTIES) if setting.shipped_config else {}
+    lines = read_properties(PROPERTIES.read_text(), PROPERTIES.name) if setting.shipped_config else {}
     if setting.shipped_config:
         lines["metrics_config"] = str(ROOT / "torchserve" / "metrics.yaml")
     lines |= {"grpc_inference_port": "0", "grpc_management_port": "0"} | addresses | setting.config
@@ -81,11 +82,6 @@ def repack(source: Path, target: Path, setting: Setting) -> None:
             elif name == handler and setting.handler:
                 content = setting.handler.read_bytes()
             new.writestr(name, content)
-
-
-def read_properties(path: Path) -> dict[str, str]:
-    """The keys and values of a .properties file without continued lines."""
-    return dict(re.findall(r"^([\w.]+)=(.*)$", path.read_text(), re.MULTILINE))
 
 
 def java_home() -> str:

@@ -19,7 +19,8 @@ from benchmarks.load import measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
 from benchmarks.servers import running, stop_servers_on_sigterm
 from benchmarks.pages import table, write_page
-from benchmarks.torchserve import PROPERTIES, Setting, build_archive, prepare, read_properties
+from benchmarks.torchserve import PROPERTIES, Setting, build_archive, prepare
+from src.serving.settings import read_properties
 from src.inference import Predictor
 
 PAGE = ROOT / "docs" / "tuning.md"
@@ -36,7 +37,7 @@ FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
 def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[str, str], Setting]:
     """By (factor, value): the shipped setting first, then every other value of each factor."""
     base = {"minWorkers": workers, "maxWorkers": workers}
-    found, lines = {SHIPPED: Setting(base)}, read_properties(PROPERTIES)
+    found, lines = {SHIPPED: Setting(base)}, read_properties(PROPERTIES.read_text(), PROPERTIES.name)
     for factor in factors:
         if factor == "workers":
             for count in WORKERS:
@@ -119,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
             found[name].append(measure_setting(settings[name], arguments, images, expected))
             rate = found[name][-1]["requests_per_second"]
             print(f"round {number + 1}, {' '.join(name).strip()}: {rate:.0f} requests/s", flush=True)
+    options = read_properties(PROPERTIES.read_text(), PROPERTIES.name)["vmargs"]
     rates = [each["requests_per_second"] for each in found[SHIPPED]]
     spread = 100 * (max(rates) - min(rates)) / statistics.median(rates)
     lines = [
@@ -126,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         f"- Load: wrk, {arguments.connections} connections, {source}; {arguments.warmup:g} s of warm-up, "
         f"{arguments.seconds:g} s measured, {arguments.rounds} round{'s' * (arguments.rounds > 1)}",
         f"- Shipped: {arguments.workers} workers, batchSize {shipped['batchSize']}, maxBatchDelay "
-        f"{shipped['maxBatchDelay']} ms, `{read_properties(PROPERTIES)['vmargs']}`, torchserve/log4j2.xml",
+        f"{shipped['maxBatchDelay']} ms, `{options}`, torchserve/log4j2.xml",
         f"- The shipped setting's own {len(rates)} measurements differ by {spread:.0f}%: "
         "a smaller difference means nothing",
         "",

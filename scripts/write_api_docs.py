@@ -3,13 +3,16 @@
 import base64
 import json
 import re
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from src.serving.ports import free_ports
+
 EXAMPLE = re.compile(
     r"```bash\n(?P<command>.*?)\n```\n(?:\n`(?P<status>\w+)`:\n\n```\w+\n(?P<answer>.*?)\n```\n)?", re.DOTALL
 )
@@ -61,19 +64,10 @@ def show(example: Example) -> str:
     return f"```bash\n{example.command}\n```\n\n`{example.status}`:\n\n```{kind}\n{answer}\n```\n"
 
 
-def free_ports() -> list[int]:
-    """Three ports that nothing listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [item.getsockname()[1] for item in sockets]
-    for item in sockets:
-        item.close()
-    return ports
-
-
 def main() -> int:
     page, image = ROOT / "docs" / "api.md", ROOT / "image.png"
     second = ROOT / "torchserve" / "model-store" / "fashion_mnist_v2.mar"
-    ports = free_ports()
+    ports = free_ports(3)
     subprocess.run(["./run_torchserve.sh", "--native", "--ports", ",".join(map(str, ports))], cwd=ROOT, check=True)
     try:
         image.write_bytes(sample_image())

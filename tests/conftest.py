@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 from src.config import DEFAULT_CONFIG, load_config
 from src.data.prepare import describe, prepare
+from src.serving.ports import free_ports
 from tests.drawing import GARMENTS, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,18 +42,6 @@ class Server:
     def describe(self) -> dict:
         """The management API's description of the default version."""
         return requests.get(f"{self.management}/models/fashion_mnist", timeout=TIMEOUT).json()[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
 
 
 def copy_checkout(target: Path) -> Path:

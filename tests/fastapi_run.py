@@ -11,7 +11,8 @@ from pathlib import Path
 
 import requests
 
-from tests.conftest import ROOT, RUNTIME, TIMEOUT, free_ports
+from src.serving.ports import free_ports
+from tests.conftest import ROOT, RUNTIME, TIMEOUT
 from tests.sent_inputs import PNG, as_base64, as_json
 from tests.waiting import wait_until, wait_until_answers
 

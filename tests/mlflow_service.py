@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import requests
 
-from tests.conftest import TIMEOUT, free_ports
+from src.serving.ports import free_ports
+from tests.conftest import TIMEOUT
 from tests.drawing import GARMENTS, draw_garment, encode
 from tests.sent_inputs import as_base64
 from tests.waiting import is_up, wait_until, wait_until_answers

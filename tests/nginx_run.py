@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from src.serving.ports import free_ports
 from src.serving.tls import pin
 from tests.certificates import write_pair
-from tests.conftest import ROOT, TIMEOUT, free_ports
+from tests.conftest import ROOT, TIMEOUT
 from tests.waiting import wait_until
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"

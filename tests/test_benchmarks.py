@@ -13,8 +13,9 @@ from benchmarks import contenders, load, stages, tune
 from benchmarks.pages import table
 from benchmarks.servers import find_class
 from benchmarks.targets import targets
-from benchmarks.torchserve import PROPERTIES, Setting, read_properties, repack
+from benchmarks.torchserve import PROPERTIES, Setting, repack
 from src.serving.load_requests import draw_images, encode_png
+from src.serving.settings import read_properties
 from tests.conftest import ROOT
 
 PNG = encode_png(draw_images(1)[0])
@@ -84,7 +85,7 @@ def test_every_peer_is_pinned_and_in_the_table():
 
 
 def test_properties_are_read():
-    found = read_properties(PROPERTIES)
+    found = read_properties(PROPERTIES.read_text(), PROPERTIES.name)
     assert found["decode_input_request"] == "false"
     assert found["vmargs"].startswith("-X")
 

@@ -16,7 +16,8 @@ import requests
 import yaml
 from mlflow import MlflowClient
 
-from tests.conftest import ROOT, free_ports
+from src.serving.ports import free_ports
+from tests.conftest import ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]

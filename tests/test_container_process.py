@@ -19,7 +19,8 @@ import requests
 
 from src.serving.draining import write_empty_archive
 from src.serving.management import Service, wait_ready
-from tests.conftest import ROOT, TIMEOUT, free_ports
+from src.serving.ports import free_ports
+from tests.conftest import ROOT, TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import PICTURE
 from tests.traffic import Traffic

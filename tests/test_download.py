@@ -7,7 +7,7 @@ import pytest
 
 from src.data import download
 from src.data.download import DownloadError, fetch
-from tests.conftest import free_ports
+from src.serving.ports import free_ports
 from tests.file_server import serve
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

@@ -24,8 +24,9 @@ from src.serving.load_requests import (
 )
 from src.serving.load_test import LIMITS, judge, main, show, summarize
 from src.serving.load_users import Answer, Usage
+from src.serving.ports import free_ports
 from src.serving.processes import family, listening_process, memory, processor_seconds
-from tests.conftest import DRAWN, ROOT, free_ports, run_script
+from tests.conftest import DRAWN, ROOT, run_script
 
 GOOD = Shot("raw", b"", "image/png", 1)
 BAD = Shot("bad", b"", "image/png", bad=True)

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 
 from src.serving.mlflow_registry import register
 from src.serving.mlflow_serving import main
-from tests.conftest import ROOT, RUNTIME, free_ports, run_script
+from src.serving.ports import free_ports
+from tests.conftest import ROOT, RUNTIME, run_script
 from tests.drawing import encode
 from tests.mlflow_service import COMMAND, FILES, PIXELS, TEXTS, assert_same, invoke, running_server
 from tests.mlflow_store import new_store

@@ -10,7 +10,8 @@ from src.inference import Predictor
 from src.models import ModelConfig, build_network, save_model
 from src.models.classifier import ImageClassifier
 from src.preprocessing import Preprocessing
-from tests.conftest import TIMEOUT, copy_checkout, free_ports
+from src.serving.ports import free_ports
+from tests.conftest import TIMEOUT, copy_checkout
 from tests.drawing import GARMENTS, encode
 from tests.image_folders import draw_photo_of
 from tests.script_run import Run, bare_environment, pid_of, wait_until_none

@@ -20,9 +20,10 @@ import yaml
 from src.export.archive import ArchiveError, checksum_path
 from src.serving.golden import load_golden
 from src.serving.management import Service, status
+from src.serving.ports import free_ports
 from src.serving.rollout import RolloutError, deploy, roll_back
 from src.serving.store import Store
-from tests.conftest import ROOT, TIMEOUT, copy_checkout, free_ports, run_script
+from tests.conftest import ROOT, TIMEOUT, copy_checkout, run_script
 from tests.drawing import encode
 from tests.script_run import Run, pid_of, wait_until_none
 from tests.sent_inputs import PICTURE, PNG, as_base64, as_json

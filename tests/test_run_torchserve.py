@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import copy_checkout, free_ports, run_script
+from src.serving.ports import free_ports
+from tests.conftest import copy_checkout, run_script
 from tests.script_run import Run, bare_environment, pid_of, processes_of, wait_until_none
 from tests.waiting import wait_until
 

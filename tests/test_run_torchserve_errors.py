@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import copy_checkout, free_ports
+from src.serving.ports import free_ports
+from tests.conftest import copy_checkout
 from tests.script_run import Run, bare_environment, processes_of, wait_until_none
 
 

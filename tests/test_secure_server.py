@@ -16,9 +16,10 @@ import psutil
 import pytest
 import requests
 
+from src.serving.ports import free_ports
 from src.serving.tls import pin
 from tests.certificates import write_pair
-from tests.conftest import TIMEOUT, copy_checkout, free_ports, run_script
+from tests.conftest import TIMEOUT, copy_checkout, run_script
 from tests.drawing import draw_garment
 from tests.script_run import Run, pid_of, processes_of
 

@@ -13,8 +13,9 @@ import yaml
 from mlflow import MlflowClient
 
 from src.config import load_config
+from src.serving.ports import free_ports
 from src.training.tracking import dvc_data_hash, git_commit, log_evaluation, log_results, open_run
-from tests.conftest import ROOT, free_ports
+from tests.conftest import ROOT
 from tests.mlflow_store import new_store
 from tests.pipeline_copy import pipeline_folder
 from tests.waiting import wait_until_answers

@@ -1,7 +1,9 @@
 """Backbones from timm. timm is imported on use: a server of the networks above does not need it."""
 
 from pathlib import Path
-from pickle import UnpicklingError  # nosec B403: its name only
+
+# Its name alone: nothing is unpickled here.
+from pickle import UnpicklingError  # nosec B403
 
 from torch import nn
 

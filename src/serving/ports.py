@@ -1,5 +1,6 @@
-"""Whether ports of this machine are free: ``python -m src.serving.ports 8080 8081 8082``. Standard library only."""
+"""Which ports of this machine are free: ``python -m src.serving.ports 8080 8081 8082``. Standard library only."""
 
+import contextlib
 import socket
 import sys
 
@@ -13,6 +14,13 @@ def why_not_free(port: int) -> str:
         except OSError as error:
             return error.strerror or str(error)
     return ""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [item.getsockname()[1] for item in sockets]
 
 
 def main(argv: list[str]) -> int:
