@@ -263,7 +263,7 @@ def test_a_limit_is_a_fixed_random_choice(drawn, tiny_config):
     assert chosen[0] == chosen[1] == sorted(set(chosen[0])) != chosen[2]
     assert max(chosen[0]) > 200, "of all rows, not of the first ones"
     assert choose_rows(5, 9, seed=1).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match=r"data\.limit is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="the limit of images is 0; it must be at least 1"):
         choose_rows(5, 0, seed=1)
 
 

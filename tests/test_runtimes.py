@@ -77,7 +77,6 @@ def test_folding_batch_norm_keeps_the_answers_and_the_model(architecture, pixels
 def test_the_onnx_runtimes_import_no_torch_and_report_to_nobody(runtime, tmp_path):
     program = f"""
 import json, sys
-from src.export.staging import stage
 from src.inference import Predictor
 Predictor.load({str(MODEL)!r}, runtime={runtime!r}).warm_up()
 print(json.dumps([name for name in ("torch", "safetensors", "onnx", "yaml", "scipy") if name in sys.modules]))
