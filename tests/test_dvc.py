@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import boto3
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-from tests.conftest import EXPERIMENT
+from tests.conftest import EXPERIMENT, ROOT
 from tests.pipeline_copy import pipeline_folder, run
 
 STAGES = ["prepare", "train", "evaluate", "onnx", "export", "archive"]
@@ -29,6 +30,25 @@ def s3_endpoint():
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+def test_the_lock_is_of_the_files_in_git():
+    """Else `dvc repro` in a fresh clone would train anew, for hours."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    names = set(tracked.stdout.splitlines())
+    entries = [
+        entry
+        for stage in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].values()
+        for entry in [*stage.get("deps", []), *stage.get("outs", [])]
+        if entry["path"] in names
+    ]
+    assert len(entries) > 40
+    stale = {
+        entry["path"]
+        for entry in entries
+        if hashlib.md5((ROOT / entry["path"]).read_bytes()).hexdigest() != entry["md5"]
+    }
+    assert not stale, "run: dvc commit"
 
 
 def checksums(folder: Path, paths: list[str]) -> dict[str, str]:
