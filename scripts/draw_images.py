@@ -1,15 +1,20 @@
-"""Draw the default golden set: ``python scripts/draw_golden.py`` writes torchserve/golden.
+"""Draw the images that are sent to a server: ``python scripts/draw_images.py`` writes torchserve/golden, the default
+golden set, and torchserve/sample_input.json.
 
-Twelve garments of our own that a Fashion-MNIST classifier should know, so that the repository needs no image of any
-dataset; a golden set of real, labelled images says more (``operate deploy --golden``).
+Garments of our own that a Fashion-MNIST classifier should know, so that the repository needs no image of any dataset; a
+golden set of real, labelled images says more (``operate deploy --golden``).
 """
 
+import base64
 import csv
+import io
+import json
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-GOLDEN = Path(__file__).resolve().parents[1] / "torchserve" / "golden"
+SERVER = Path(__file__).resolve().parents[1] / "torchserve"
+GOLDEN, SAMPLE = SERVER / "golden", SERVER / "sample_input.json"
 SCALE = 16  # drawn this much larger and reduced, so that edges are soft
 # Polygons on a canvas of 28 x 28, each with its shade of gray.
 TROUSERS = [
@@ -54,7 +59,11 @@ def main() -> None:
             rows.append((name, label))
     with (GOLDEN / "labels.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("filename", "label"), *rows])
-    print(f"wrote {len(rows)} images and labels.csv to {GOLDEN.name}")
+    legs, waistband = (outline for outline, _ in TROUSERS)
+    buffer = io.BytesIO()
+    draw([(legs, 1.0), (waistband, 1.175)], 200, 1.0).save(buffer, "PNG", optimize=True)
+    SAMPLE.write_text(json.dumps({"image": base64.b64encode(buffer.getvalue()).decode()}) + "\n")
+    print(f"wrote {len(rows)} images and labels.csv to {GOLDEN.name}, and {SAMPLE.name}")
 
 
 if __name__ == "__main__":
