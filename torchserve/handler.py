@@ -22,7 +22,7 @@ JSON = "application/json"
 MAX_HOLD = 5.0  # seconds
 MAX_ROWS = 64  # that go through the network at once
 # TorchServe ends a worker after responseTimeout, 30 seconds, and with it every request of the batch.
-LIMITS = ((5.0, MAX_PIXELS), (10.0, 1_000_000))  # seconds of a batch, and the pixels that an image may have until then
+LIMITS = ((10.0, MAX_PIXELS), (15.0, 1_000_000))  # seconds of a batch, and the pixels that an image may have until then
 BUSY = "large images have kept this worker busy for seconds; send fewer or smaller ones, or try again"
 
 
