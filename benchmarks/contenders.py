@@ -6,8 +6,8 @@ import sysconfig
 from pathlib import Path
 
 from benchmarks.servers import ONE_THREAD, ROOT, Launch, ServerError
-from src.serving.ports import free_ports
 from benchmarks.torchserve import PYTHON, Setting, prepare
+from src.serving.ports import free_ports
 
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / "benchmarks" / ".venv"

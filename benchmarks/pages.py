@@ -9,7 +9,8 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 def write_page(page: Path, script: str, lines: list[str]) -> None:
     """Put ``lines`` and the command that measured them between the marks of ``page``, which must be there."""
     command = " ".join([f"benchmarks/{script}", *sys.argv[1:]])
-    head, tail = page.read_text().split(BEGIN)[0], page.read_text().split(END)[1]
+    text = page.read_text()
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
     measured = [BEGIN, f"Written by `python {command}`.", "", *lines, END]
     page.write_text(head + "\n".join(measured) + tail)
     print(f"wrote docs/{page.name}")

@@ -21,8 +21,8 @@ from PIL import Image
 
 from benchmarks.load import Measurement, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import Server, running, stop_servers_on_sigterm
 from benchmarks.pages import table, write_page
+from benchmarks.servers import Server, running, stop_servers_on_sigterm
 from benchmarks.torchserve import Setting, build_archive, prepare
 from src.inference import Predictor
 

@@ -20,8 +20,8 @@ sys.path[0] = str(ROOT)
 from benchmarks.contenders import NAMES, launch, version_of
 from benchmarks.load import CONTENT_TYPES, measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import ONE_THREAD, ServerError, running, stop_servers_on_sigterm
 from benchmarks.pages import table, write_page
+from benchmarks.servers import ONE_THREAD, ServerError, running, stop_servers_on_sigterm
 from benchmarks.targets import COLUMNS as TARGET_COLUMNS
 from benchmarks.targets import targets
 from benchmarks.torchserve import PYTHON, build_archive

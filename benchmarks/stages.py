@@ -28,8 +28,8 @@ import orjson
 
 from benchmarks.load import test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import ONE_THREAD
 from benchmarks.pages import table, write_page
+from benchmarks.servers import ONE_THREAD
 from benchmarks.torchserve import ARCHIVE, PYTHON
 
 PAGE = ROOT / "docs" / "performance.md"

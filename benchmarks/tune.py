@@ -17,11 +17,11 @@ sys.path[0] = str(ROOT)
 
 from benchmarks.load import measure, require_wrk, test_images
 from benchmarks.machine import describe_machine
-from benchmarks.servers import running, stop_servers_on_sigterm
 from benchmarks.pages import table, write_page
+from benchmarks.servers import running, stop_servers_on_sigterm
 from benchmarks.torchserve import PROPERTIES, Setting, build_archive, prepare
-from src.serving.settings import read_properties
 from src.inference import Predictor
+from src.serving.settings import read_properties
 
 PAGE = ROOT / "docs" / "tuning.md"
 SHIPPED = ("shipped", "")

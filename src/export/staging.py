@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from src.export.archive import MODEL_SETTINGS, check_settings
-from src.inference.archive import STATE_NAME, load_state
+from src.inference.archive import CONFIG_NAME, STATE_NAME, load_state
 from src.inference.runtimes import FILES, runtime_file
 from src.models.config import ModelConfig, ModelError
 from src.models.registry import NEED_TIMM
@@ -35,7 +35,7 @@ def stage(folder: Path, runtime: str | None, source: Path = SERVER) -> str:
     runtime = runtime or content["handler"]["runtime"]
     name = runtime_file(runtime)
     if name is None:
-        architecture = ModelConfig.load(source / "model_config.json").architecture
+        architecture = ModelConfig.load(source / CONFIG_NAME).architecture
         if architecture in NEED_TIMM:
             raise ModelError(f"{architecture} needs timm, which a server has not: give --runtime onnx-int8 or onnx")
     else:

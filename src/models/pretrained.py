@@ -57,6 +57,8 @@ def build_timm(
             **source,
         )
     except (RuntimeError, UnpicklingError) as error:
+        if weights is None:
+            raise
         raise ValueError(f"weights names {weights}, which does not hold the weights of {name} ({error})") from error
     except OSError as error:  # what the hub's client raises, too
         if weights is not None:

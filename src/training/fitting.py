@@ -16,10 +16,10 @@ from src.models.config import CONFIG_NAME
 from src.preprocessing import Preprocessing
 from src.training.distillation import DistillationLoss, load_teachers
 from src.training.module import ClassifierModule
-from src.training.tracking import RunLogger, git_commit, open_run
+from src.training.tracking import RUN_NAME, RunLogger, git_commit, open_run, read_run_id
 from src.training.triplet_module import TripletModule
 
-BEST_NAME, LAST_NAME, RUN_NAME = "best.ckpt", "last.ckpt", "run_id"
+BEST_NAME, LAST_NAME = "best.ckpt", "last.ckpt"
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
 OBJECTIVES = {"classification": ClassifierModule, "triplet": TripletModule}
 FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
@@ -108,7 +108,7 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     data = ImageDataModule(config)
     best, last = _checkpoints(config)
     resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
-    run = open_run(config, _run_id(last.dirpath) if resume_from else None, tags)
+    run = open_run(config, read_run_id(last.dirpath) if resume_from else None, tags)
     folder, history = RunFolder(last.dirpath, run.run_id, card, config.training.resume), History()
     trainer = build_trainer(config, [folder, history, *_optional_callbacks(config), best, last], run)
     try:
@@ -228,11 +228,6 @@ def _checkpoints(config) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     )
     last = ModelCheckpoint(folder, filename=Path(LAST_NAME).stem, enable_version_counter=False)
     return best, last
-
-
-def _run_id(folder: str) -> str | None:
-    path = Path(folder) / RUN_NAME
-    return path.read_text().strip() if path.is_file() else None
 
 
 def _optional_callbacks(config) -> list[Callback]:

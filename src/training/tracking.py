@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from src.config import flatten, to_yaml
 from src.data.datamodule import load_data_info
 
+RUN_NAME = "run_id"  # the file beside the checkpoints that names their run
 WEIGHTS_TAG = "weights_sha256"
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,12 @@ def dvc_data_hash(config) -> str:
                 return output["md5"]
     prepared = Path(config.paths.metrics, "data_info.yaml").is_file()
     return load_data_info(config.paths.metrics)["data_hash"] if prepared else ""
+
+
+def read_run_id(checkpoints: str) -> str | None:
+    """The MLflow run of the checkpoints in a folder; None where nothing was trained."""
+    path = Path(checkpoints) / RUN_NAME
+    return path.read_text().strip() if path.is_file() else None
 
 
 def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = None) -> RunLogger:
@@ -101,12 +108,11 @@ def log_evaluation(config, weights: str, metrics: dict, paths: list[Path]) -> No
 
     Says so when no run of this folder did, or when it is not in this store.
     """
-    path = Path(config.paths.checkpoints) / "run_id"
-    if not path.is_file():
+    run_id = read_run_id(config.paths.checkpoints)
+    if run_id is None:
         logger.info("no MLflow run to add to: the model was not trained in this folder")
         return
     client = MlflowClient(tracking_uri=config.tracking.uri)
-    run_id = path.read_text().strip()
     try:
         if client.get_run(run_id).data.tags.get(WEIGHTS_TAG) != weights:
             logger.info("the MLflow run of this folder trained another model; the evaluation is not logged")
