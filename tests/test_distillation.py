@@ -46,6 +46,19 @@ def test_two_teachers_count_as_the_mean_of_their_answers():
     assert loss(torch.zeros(1), found) == pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_a_mirrored_image_is_asked_about_too():
+    """A teacher that looks at the left column only: its two answers are opposite, and their mean is even."""
+    left, right = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    image = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+    image[..., 0] = 255
+
+    def teacher(images: torch.Tensor) -> torch.Tensor:
+        return left if images[0, 0, 0, 0] else right
+
+    assert DistillationLoss([teacher], 1.0)(image, left) == pytest.approx(0, abs=1e-6)
+    assert DistillationLoss([teacher], 1.0, mirror=True)(image, torch.zeros(1, 2)) == pytest.approx(0, abs=1e-6)
+
+
 def test_a_student_of_its_teachers_alone_comes_close_to_them(elsewhere, teacher, drawn):
     common = ["training.epochs=6", "training.optimizer=adam", "training.learning_rate=0.01", "seed=7"]
     student = elsewhere("student", *common, f"training.teachers=[{teacher}]", "training.teacher_share=1.0")

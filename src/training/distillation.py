@@ -50,11 +50,12 @@ class OnnxTeacher:
 class DistillationLoss:
     """How far a student's logits are from the mean of its teachers' answers, both softened by ``temperature``.
 
-    Times the temperature's square, as in section 2 of the paper, so that the gradients keep their size.
+    Times the temperature's square, as in section 2 of the paper, so that the gradients keep their size. ``mirror``: the
+    teachers also see each image mirrored, and the mean is over twice as many answers.
     """
 
-    def __init__(self, teachers: list[Teacher], temperature: float):
-        self.teachers, self.temperature = teachers, temperature
+    def __init__(self, teachers: list[Teacher], temperature: float, mirror: bool = False):
+        self.teachers, self.temperature, self.mirror = teachers, temperature, mirror
 
     def __deepcopy__(self, memo: dict) -> "DistillationLoss":
         return self  # the moving average copies the module that is trained; one set of teachers serves both
@@ -67,8 +68,10 @@ class DistillationLoss:
 
     def __call__(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """uint8 (N, C, H, W), as augmented for the student, and its logits (N, classes) -> a scalar."""
+        views = [images, images.flip(-1)] if self.mirror else [images]
         with torch.no_grad():
-            answers = [F.softmax(teacher(images).float() / self.temperature, 1) for teacher in self.teachers]
+            given = [teacher(view).float() for teacher in self.teachers for view in views]
+            answers = [F.softmax(answer / self.temperature, 1) for answer in given]
             wanted = torch.stack(answers).mean(0)
         found = F.log_softmax(logits / self.temperature, 1)
         return F.kl_div(found, wanted, reduction="batchmean") * self.temperature**2

@@ -152,8 +152,11 @@ def build_module(model: ImageClassifier, config, card: ModelConfig) -> Classifie
     arguments = (model, config.training, len(card.class_names), config.seed)
     if not config.training.teachers:
         return OBJECTIVES[config.training.objective](*arguments)
-    teachers = load_teachers(config.training.teachers, card, config.training.teacher_runtime)
-    return ClassifierModule(*arguments, DistillationLoss(teachers, config.training.teacher_temperature))
+    training = config.training
+    teachers = load_teachers(training.teachers, card, training.teacher_runtime)
+    return ClassifierModule(
+        *arguments, DistillationLoss(teachers, training.teacher_temperature, training.teacher_mirror)
+    )
 
 
 def architecture_args(config) -> dict:
