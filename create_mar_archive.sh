@@ -53,7 +53,7 @@ name=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["name"
 
 # The archiver unpacks the contents of a folder given as an extra file, and deletes $TMPDIR/<model name>.
 mkdir -p "$work/tmp" "$work/out" "$work/extra/src" "$output"
-cp src/__init__.py src/preprocessing.py src/styles.py "$work/extra/src/"
+cp src/__init__.py src/preprocessing.py src/plain_png.py src/styles.py "$work/extra/src/"
 cp -r src/models src/inference "$work/extra/src/"
 mkdir "$work/extra/src/serving"  # what the container's entry point and health check need
 cp src/serving/{__init__,client,draining,management,scaling,tls,tokens}.py "$work/extra/src/serving/"

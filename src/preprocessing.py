@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from src.plain_png import read_plain_png
 from src.styles import STYLES, is_white_on_black, to_white_on_black
 
 MAX_PIXELS = 20_000_000
@@ -112,7 +113,7 @@ def decode(data: bytes, spec: Preprocessing, max_pixels: int = MAX_PIXELS) -> Im
     if not data:
         raise ImageError("empty", "the image is empty (0 bytes); send the bytes of an image file")
     try:
-        image = _upright(_load(data, spec, max_pixels))
+        image = read_plain_png(data, max_pixels) or _upright(_load(data, spec, max_pixels))
         # A style looks for the background by its colour.
         colour = spec.channels == 3 or (spec.style != "plain" and image.mode not in GRAY)
         return _to_mode(image, "RGB" if colour else "L")
@@ -212,8 +213,8 @@ def fit(image: Image.Image, spec: Preprocessing, out: np.ndarray | None = None) 
     image = image if image.mode == mode else image.convert(mode)
     if image.size != size:
         image = image.resize(size, RESAMPLING[spec.resample], reducing_gap=3.0)
-    pixels = np.asarray(image, dtype=np.uint8)
-    pixels = pixels[None] if spec.channels == 1 else pixels.transpose(2, 0, 1)
+    pixels = np.frombuffer(image.tobytes(), np.uint8)  # np.asarray(image) does the same, in twice the time
+    pixels = pixels.reshape(spec.height, spec.width, spec.channels).transpose(2, 0, 1)
     if out is None:
         return np.ascontiguousarray(pixels)
     out[:] = pixels

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (
     "__init__.py",
     "preprocessing.py",
+    "plain_png.py",
     "styles.py",
     "models",
     "inference",
