@@ -11,6 +11,7 @@ from src.inference.report import REPORT_EVERY
 from tests.conftest import TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG, as_base64, as_json
+from tests.waiting import wait_until
 
 SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -98,3 +99,8 @@ def test_the_description_is_not_counted_as_work(server):
     server.predict(PNG)
     wanted = {("StageSeconds_count", "decode"): 1.0, ("Confidence_count", ""): 1.0}
     assert moved(server, before, wanted) == wanted
+
+
+def test_torchserves_own_gauge_still_tells_the_time_of_a_batch(server):
+    server.predict(PNG)
+    assert wait_until(lambda: scrape(server)["PredictionTime", ""]) < 10_000  # milliseconds

@@ -1,5 +1,6 @@
 """What TorchServe calls: a batch of requests in, a JSON answer for each out. Thin over src.inference.Predictor."""
 
+import logging
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -32,6 +33,8 @@ class ImageClassifierHandler:
     def initialize(self, context) -> None:
         """Load the model from the unpacked archive and answer blank batches, so that the first clients do not wait."""
         FrameReader().install(otf_message_handler)
+        logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker prints a line for every batch
+        logging.getLogger("ts.metrics").setLevel(logging.INFO)  # metrics are log lines too
         properties = context.system_properties
         settings = context.model_yaml_config["handler"]
         self.runtime = settings["runtime"]

@@ -14,7 +14,8 @@ class Report:
     """Counters and histograms of one worker.
 
     Each value is a log line, which TorchServe takes apart, and a line an image costs more than the image. So a thread
-    writes, every ``REPORT_EVERY``: the sum of each counter, and the latest value of each histogram.
+    writes, every ``REPORT_EVERY``: the sum of each counter, and the latest value of each histogram and of TorchServe's
+    own gauge, PredictionTime.
     """
 
     def __init__(self, metrics):
@@ -23,6 +24,8 @@ class Report:
         self.counts: Counter[tuple[str, str]] = Counter()
         self.times: dict[str, float] = {}
         self.confidence: float | None = None
+        self.prediction_ms: float | None = None
+        self.write_time, metrics.add_time = metrics.add_time, self.keep_time
         threading.Thread(target=self.run, daemon=True).start()
 
     def add(self, counts: Counter, times: dict[str, float], confidence: float | None) -> None:
@@ -33,6 +36,11 @@ class Report:
             self.confidence = self.confidence if confidence is None else confidence
         self.something.set()
 
+    def keep_time(self, name: str, milliseconds: float) -> None:
+        """What TorchServe calls after every batch, with ``PredictionTime``."""
+        with self.lock:
+            self.prediction_ms = milliseconds
+
     def run(self) -> None:
         while self.something.wait():
             time.sleep(REPORT_EVERY)
@@ -42,8 +50,8 @@ class Report:
     def write(self) -> None:
         """Write what has come since the last time."""
         with self.lock:
-            counts, times, confidence = self.counts, self.times, self.confidence
-            self.counts, self.times, self.confidence = Counter(), {}, None
+            counts, times, confidence, prediction_ms = self.counts, self.times, self.confidence, self.prediction_ms
+            self.counts, self.times, self.confidence, self.prediction_ms = Counter(), {}, None, None
         for (kind, name), count in counts.items():
             metric, dimension = ("Predictions", "Class") if kind == "predicted" else ("RejectedInputs", "Reason")
             self.metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name)])
@@ -51,6 +59,8 @@ class Report:
             self.observe("StageSeconds", seconds, "s", [Dimension("Stage", stage)])
         if confidence is not None:
             self.observe("Confidence", confidence, "ratio", [])
+        if prediction_ms is not None:
+            self.write_time("PredictionTime", prediction_ms)
 
     def observe(self, name: str, value: float, unit: str, dimensions: list[Dimension]) -> None:
         """One value of a histogram."""
