@@ -46,7 +46,7 @@ tensorrt: env  ## make a TensorRT engine of models/best_model for BATCH images i
 	scripts/convert_to_tensorrt.sh models/best_model/model.onnx models/best_model/model.$(PRECISION).engine $(BATCH) $(PRECISION)
 
 formats: env  ## compare the formats of models/best_model: size, speed, accuracy
-	python -m src.export.compare --config configs/config.yaml --model-path models/best_model
+	python -m src.export.compare --config configs/config.yaml --model-path models/best_model --test
 
 mlflow-ui: env  ## look at the experiments
 	mlflow ui
@@ -78,11 +78,11 @@ test: env  ## run every test
 
 SOAK_REQUESTS ?= 1000000
 FUZZ_REQUESTS ?= 20000
-soak: env  ## hours: mutated requests (FUZZ_REQUESTS), then good ones (SOAK_REQUESTS) with the memory watched
+soak: env  ## mutated requests (FUZZ_REQUESTS), then good ones (SOAK_REQUESTS) with the memory watched
 	FUZZ_REQUESTS=$(FUZZ_REQUESTS) python -m pytest tests/test_fuzz.py -v -s
 	python benchmarks/soak.py --requests $(SOAK_REQUESTS)
 
-test-containers:  ## build and run both images with buildah (no Docker engine needed)
+test-containers:  ## build the three images and run two with buildah (no Docker engine needed)
 	scripts/test_containers.sh
 
 lint: env  ## check style, imports, shell scripts

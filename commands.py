@@ -16,10 +16,10 @@ from src.data.download import DownloadError
 from src.data.prepare import prepare
 from src.inference import Predictor
 from src.models import ModelError
-from src.predict import choose_device, predict_folder
+from src.predict import choose_device, predict_folder, report_counts
 from src.prediction_output import output_type, partial_file
 from src.training.checkpoints import load_named
-from src.training.evaluate import predict_in_batches
+from src.training.predictions import in_batches
 from src.training.train import main as train_main
 
 EXPERIMENT = "experiment=cifar10"
@@ -54,16 +54,12 @@ def infer(argv: list[str]) -> int:
         accuracy = predict_test(predictor, images, labels, output, config.evaluation.batch_size)
         print(f"{len(images)} test images classified, accuracy {accuracy:.4f} -> {output}")
         return 0
-    good, bad = predict_folder(predictor, arguments.input, output, config.evaluation.batch_size)
-    print(f"{good} images classified -> {output}")
-    if bad:
-        print(f"{bad} images could not be read -> {output}.errors.csv", file=sys.stderr)
-    return 1 if bad else 0
+    return report_counts(*predict_folder(predictor, arguments.input, output, config.evaluation.batch_size), output)
 
 
 def predict_test(predictor: Predictor, images: np.ndarray, labels: np.ndarray, output: Path, batch_size: int) -> float:
     """Write one prediction for each of ``images`` uint8 (N, C, H, W), named by its row; the share that is right."""
-    probabilities = predict_in_batches(predictor, images, batch_size)
+    probabilities = in_batches(predictor.probabilities, images, batch_size, "test images")
     kind = output_type(output)
     with partial_file(output) as (file, keep):
         answers = kind(file, predictor.config.class_names)

@@ -103,6 +103,14 @@ def choose_device(name: str, runtime: str) -> str:
     return name
 
 
+def report_counts(good: int, bad: int, output: Path) -> int:
+    """Say what ``predict_folder`` did; the exit status."""
+    print(f"{good} images classified -> {output}")
+    if bad:
+        print(f"{bad} images could not be read -> {output}.errors.csv", file=sys.stderr)
+    return 1 if bad else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input_path", required=True, type=Path, help="folder, image, or file list (.txt)")
@@ -128,11 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ModelError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{good} images classified -> {arguments.output_path}")
-    if bad:
-        print(f"{bad} images could not be read -> {arguments.output_path}.errors.csv", file=sys.stderr)
-        return 1
-    return 0
+    return report_counts(good, bad, arguments.output_path)
 
 
 if __name__ == "__main__":

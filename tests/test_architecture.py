@@ -1,4 +1,4 @@
-"""The rooms of DESIGN.md: who may import whom, and what may ship to a server."""
+"""The rooms of src/, from the top: who may import whom, and what may ship to a server."""
 
 import ast
 import re

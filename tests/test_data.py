@@ -23,8 +23,9 @@ from src.data.datamodule import (
     shrink,
 )
 from src.data.fashion_mnist import CLASS_NAMES, FILES, MIRRORS, load_fashion_mnist, read_idx
-from src.data.prepare import describe, prepare, split, stands_in
+from src.data.prepare import describe, prepare
 from src.data.prepare import main as prepare_main
+from src.data.splitting import split, stands_in
 from tests.conftest import ROOT
 from tests.drawing import draw_dataset
 from tests.file_server import serve

@@ -11,7 +11,7 @@ import yaml
 from src.data.datamodule import load_class_names, load_data_info, load_split
 from src.data.download import md5
 from src.data.fashion_mnist import CLASS_NAMES, FILES, read_idx
-from src.data.prepare import split, stands_in
+from src.data.splitting import split, stands_in
 from tests.conftest import ROOT
 
 COUNTS = {"train": 54_990, "validation": 5_000, "test": 10_000}

@@ -15,7 +15,7 @@ from PIL import Image
 
 from src.data.fashion_mnist import SUBFOLDER, read_idx
 from src.inference import Predictor
-from src.training.evaluate import predict_in_batches
+from src.training.predictions import in_batches
 from tests.conftest import ROOT, RUNTIME
 from tests.drawing import GARMENTS, draw_garment, encode
 from tests.sent_inputs import as_base64, as_json
@@ -49,7 +49,7 @@ def test_every_path_gives_the_same_answer(images, ask, server, tmp_path):  # noq
     worker = ask.handler.predictor
     np.testing.assert_array_equal(np.stack([worker.decode(data) for data in files]), pixels)
 
-    evaluated = predict_in_batches(predictor, pixels, 512)
+    evaluated = in_batches(predictor.probabilities, pixels, 512, "test images")
     in_process = [answer["probabilities"] for _, answer in ask(*(raw(data) for data in files))]
     live_single = [server.predict(data).json()["probabilities"] for data in files[:16]]
     body = as_json(images=[as_base64(data) for data in files])

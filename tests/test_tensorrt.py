@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from src.export.engine import load_engine, origin_path
-from src.export.onnx import load_images, write_onnx
+from src.export.onnx import write_onnx
 from src.export.quantization import TENSORRT, quantize
 from src.export.tensorrt import benchmark, main
 from src.inference import Predictor
@@ -23,6 +23,7 @@ from src.inference.onnx_runtime import WEIGHTS_KEY, OnnxRuntime
 from src.models import ModelConfig, build_classifier, save_model
 from src.models.storage import weights_sha256
 from src.preprocessing import Preprocessing
+from src.training.predictions import load_images
 from tests.conftest import ROOT, run_script
 from tests.drawing import GARMENTS, draw_garment, encode
 

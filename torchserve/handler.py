@@ -48,7 +48,8 @@ class ImageClassifierHandler:
         self.predictor.warm_up(sorted({1, 2, rows // 2, rows, MAX_ROWS} - {0}))
 
     def handle(self, data: list[dict], context) -> list[bytes]:
-        """One JSON answer a request, in order. A request that cannot be answered gets 400 and disturbs no other."""
+        """One JSON answer a request, in order. A request that cannot be answered gets 400, or 503 from a busy worker,
+        and disturbs no other."""
         started = time.perf_counter()
         self.batch.clear()
         context.metrics.request_ids = {}  # each line would name every request of the batch

@@ -72,7 +72,7 @@ def load_split(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_class_names(folder: str | Path) -> list[str]:
-    """The names that prepare.py wrote, in the order of the labels."""
+    """The names that prepare.py wrote, in the order of the labels. Raises FileNotFoundError with the remedy."""
     path = Path(folder) / "class_names.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
@@ -80,7 +80,7 @@ def load_class_names(folder: str | Path) -> list[str]:
 
 
 def load_data_info(metrics: str | Path) -> dict:
-    """metrics/data_info.yaml as a dict."""
+    """metrics/data_info.yaml as a dict. Raises FileNotFoundError with the remedy."""
     path = Path(metrics) / "data_info.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")

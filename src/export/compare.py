@@ -20,13 +20,14 @@ from tqdm import tqdm
 from src.config import config_parser, parse_config
 from src.data.datamodule import choose_rows
 from src.export.engine import EngineError, load_engine
-from src.export.onnx import load_images
 from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.inference.torch_runtime import TorchRuntime
 from src.models import load_model
 from src.models.config import WEIGHTS_NAME
+from src.training.pages import table
 from src.training.plots import plot_formats
+from src.training.predictions import in_batches, load_images
 
 BATCHES = (32, 256)
 
@@ -87,8 +88,8 @@ def engines_of(folder: Path) -> tuple[list[Format], list[str]]:
 def measure(formats: list[Format], images: np.ndarray, labels: np.ndarray, rounds: int) -> None:
     """Fill in accuracy and times; in each round every format has one call with each batch size and ten with one."""
     for item in tqdm(formats, desc="accuracy", unit="format", disable=None, leave=False):
-        parts = [item.predictor.probabilities(images[start : start + 250]) for start in range(0, len(images), 250)]
-        item.accuracy = float((np.concatenate(parts).argmax(1) == labels).mean())
+        probabilities = in_batches(item.predictor.probabilities, images, 250, item.name)
+        item.accuracy = float((probabilities.argmax(1) == labels).mean())
         item.predictor.warm_up((1, *BATCHES))
     for number in tqdm(range(rounds), desc="speed", unit="round", disable=None, leave=False):
         for item in formats:
@@ -99,18 +100,17 @@ def measure(formats: list[Format], images: np.ndarray, labels: np.ndarray, round
                 item.seconds[size].append(time.perf_counter() - start)
 
 
-def table(formats: list[Format], split: str) -> str:
+def format_table(formats: list[Format], split: str) -> str:
     """As Markdown; the ratio is to the first format, by the throughput of the last batch size."""
     head = ["format", "size, KB", "latency, ms", *(f"images/s, batch {size}" for size in BATCHES), "ratio", split]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    base = formats[0].images_per_second(BATCHES[-1])
+    base, rows = formats[0].images_per_second(BATCHES[-1]), []
     for item in formats:
         speeds = [item.images_per_second(size) for size in BATCHES]
         rows.append([
             item.name, f"{item.kilobytes:,.0f}", f"{item.latency_ms:.3f}", *(f"{speed:,.0f}" for speed in speeds),
             f"{speeds[-1] / base:.2f}", f"{item.accuracy:.4f}",
         ])  # fmt: skip
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(head, rows, "---:")
 
 
 def page(formats: list[Format], left_out: list[str], split: str, command: str, picture: str) -> str:
@@ -126,7 +126,7 @@ def page(formats: list[Format], left_out: list[str], split: str, command: str, p
         "Latency is the median for one image, from pixels to probabilities; `ratio` compares the images/s of the last",
         "batch size with the first row. `torch` is the model with batch norm folded into its convolutions.",
         "",
-        table(formats, split),
+        format_table(formats, split),
         "",
         *(part for sentence in left_out for part in (sentence, "")),
         f"![speed and accuracy of each format]({picture})",

@@ -11,13 +11,14 @@ import onnx
 from onnx import numpy_helper
 
 from src.export.engine import EngineError, TensorRtRuntime, import_tensorrt, origin_path
-from src.export.onnx import ExportError, answer, calibration_images, check, check_loss, load_images
+from src.export.onnx import BATCH, ExportError, calibration_images, check, check_loss
 from src.export.quantization import TENSORRT, quantize
 from src.inference import Predictor
 from src.inference.onnx_runtime import WEIGHTS_KEY, OnnxRuntime
 from src.inference.torch_runtime import TorchRuntime
 from src.models import load_model
 from src.models.storage import weights_sha256
+from src.training.predictions import in_batches, load_images
 
 # The flags of trtexec and of the Python builder; int8 takes FP16 for what is not quantised.
 PRECISIONS = {
@@ -79,7 +80,7 @@ def verify(path: Path, reference: Predictor, images: np.ndarray, labels: np.ndar
     except EngineError as error:
         logger.warning("WARNING: the engine is not compared with PyTorch: %s", error)
         return
-    wanted = answer(reference, images, "PyTorch")
+    wanted = in_batches(reference.probabilities, images, BATCH, "PyTorch")
     result = check(TensorRtRuntime(path), reference.config, images, labels, wanted)
     if precision == "fp32" and result["max_difference"] > MAX_DIFFERENCE:
         raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, above {MAX_DIFFERENCE}")

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from tqdm import tqdm
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import choose_rows, load_class_names, load_split
+from src.data.datamodule import choose_rows, load_split
 from src.export.quantization import quantize
 from src.inference import Predictor
 from src.inference.onnx_runtime import WEIGHTS_KEY, OnnxRuntime
@@ -24,6 +23,7 @@ from src.inference.runtimes import FILES
 from src.inference.torch_runtime import TorchRuntime
 from src.models import ImageClassifier, ModelConfig, load_model
 from src.models.storage import weights_sha256
+from src.training.predictions import in_batches, load_images
 
 MAX_DIFFERENCE = 1e-5  # of FP32 probabilities from PyTorch's
 BATCH = 250
@@ -40,15 +40,15 @@ class ExportError(ValueError):
 def export(config, model_path: str | Path) -> dict[str, float]:
     """Write both files into ``model_path``; return the accuracies on the validation images and the differences.
 
-    Raises ModelError, FileNotFoundError without the data, and ExportError: what fails its check is not kept, and an
-    older file of that name goes as well.
+    Raises ModelError, FileNotFoundError without the data, ValueError when it is not the model's, and ExportError: what
+    fails its check is not kept, and an older file of that name goes as well.
     """
     folder = Path(model_path)
     model, card = load_model(folder)
     images, labels = load_images(config.data.directory, "validation", folder, card)
     calibration = calibration_images(config)
     reference = Predictor(TorchRuntime(model, fold=False), card)
-    wanted = answer(reference, images, "PyTorch")
+    wanted = in_batches(reference.probabilities, images, BATCH, "PyTorch")
     metadata = {WEIGHTS_KEY: weights_sha256(model.state_dict())}
     for name in filter(None, FILES.values()):
         (folder / name).unlink(missing_ok=True)
@@ -66,23 +66,6 @@ def export(config, model_path: str | Path) -> dict[str, float]:
         check_loss("INT8", loss, len(images), config, "serve with --runtime onnx or torch")
         keep(small, folder / FILES["onnx-int8"], metadata | {"calibration": method})
     return {f"onnx_{key}": value for key, value in result.items()} | {f"int8_{k}": v for k, v in quantized.items()}
-
-
-def load_images(directory: str | Path, split: str, folder: Path, card: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """One split of the prepared data in ``directory``, as the model in ``folder`` takes it: images, labels.
-
-    Raises FileNotFoundError without the data, ExportError when its classes or its images' shape are not the model's.
-    """
-    if (found := load_class_names(directory)) != card.class_names:
-        raise ExportError(f"{folder} knows the classes {card.class_names}, {directory} has {found}")
-    images, labels = load_split(directory, split)
-    spec = card.preprocessing
-    if not len(images) or images.shape[1:] != (spec.channels, spec.height, spec.width):
-        raise ExportError(
-            f"the {split} images of {directory} have the shape {images.shape}, {folder} needs some of "
-            f"{spec.channels}x{spec.height}x{spec.width}; prepare the data of the model's experiment"
-        )
-    return images, labels
 
 
 def calibration_images(config) -> np.ndarray:
@@ -119,9 +102,9 @@ def check(runtime, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wa
     spec, path = card.preprocessing, runtime.path
     runtime.check_shape((spec.channels, spec.height, spec.width), len(card.class_names))
     predictor = Predictor(runtime, card)
-    found = answer(predictor, images, path.name)
+    found = in_batches(predictor.probabilities, images, BATCH, path.name)
     few = images[: 2 * max(SMALL_BATCHES)]
-    others = [answer(predictor, few, path.name, size) for size in SMALL_BATCHES]
+    others = [in_batches(predictor.probabilities, few, size, path.name) for size in SMALL_BATCHES]
     result = {
         "accuracy": float((found.argmax(1) == labels).mean()),
         "max_difference": max(
@@ -148,12 +131,6 @@ def check_loss(name: str, loss: float, images: int, config, remedy: str) -> None
     logger.info(sentence)
     if loss > limit + 1e-9:
         raise ExportError(f"{sentence}; {remedy}, or raise export.max_accuracy_loss")
-
-
-def answer(predictor: Predictor, images: np.ndarray, name: str, batch: int = BATCH) -> np.ndarray:
-    """Probabilities of all ``images``, with a progress bar."""
-    starts = tqdm(range(0, len(images), batch), desc=name, unit="batch", disable=None, leave=False)
-    return np.concatenate([predictor.probabilities(images[start : start + batch]) for start in starts])
 
 
 def keep(source: Path, target: Path, metadata: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from src.inference.onnx_runtime import OnnxRuntime
+from src.training.predictions import in_batches
 
 BATCH = 25  # calibration images whose activations are in memory at once
 # What the engine that runs the file multiplies.
@@ -69,7 +70,7 @@ def quantize(
     # Folds what is constant; batch norm already is in the convolutions.
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     excluded = slow_in_int8(prepared) if form is ONNX_RUNTIME else []
-    wanted = logits(source, images)
+    wanted = in_batches(OnnxRuntime(source), images, 250, source.name)
     scores = {}
     for number, (name, (method, options)) in enumerate(METHODS.items()):
         target = work / f"model.int8-{number}.onnx"
@@ -79,7 +80,7 @@ def quantize(
                 per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded,
                 **form | {"extra_options": {"CalibStridedMinMax": 1, **form["extra_options"], **options}},
             )  # fmt: skip
-        found = logits(target, images)
+        found = in_batches(OnnxRuntime(target), images, 250, name)
         right, error = int((found.argmax(1) == labels).sum()), float(np.sqrt(((found - wanted) ** 2).mean()))
         logger.info("INT8 by %s: %d of %d right, logits differ by %.4f (RMS)", name, right, len(images), error)
         scores[name] = (-right, error, target)
@@ -101,9 +102,3 @@ def slow_in_int8(path: Path) -> list[str]:
 def groups(convolution: onnx.NodeProto) -> int:
     """1, unless the convolution is a grouped one."""
     return next((attribute.i for attribute in convolution.attribute if attribute.name == "group"), 1)
-
-
-def logits(path: Path, images: np.ndarray) -> np.ndarray:
-    """Of all ``images``, float32 (N, classes)."""
-    runtime = OnnxRuntime(path)
-    return np.concatenate([runtime(images[start : start + 250]) for start in range(0, len(images), 250)])

@@ -61,7 +61,8 @@ class Predictor:
         """From a folder like models/best_model. ``device``: cpu, cuda or cuda:N; ``runtime``: torch, onnx or onnx-int8;
         ``threads``: of each call of the last two.
 
-        Raises ModelError for files that are missing, broken or stale, ValueError for an unknown runtime.
+        Raises ModelError for files that are missing, broken or stale, ValueError for an unknown runtime, or a GPU
+        with an ONNX runtime.
         """
         folder, file = Path(folder), runtime_file(runtime)
         if file is None:

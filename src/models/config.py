@@ -28,8 +28,8 @@ class ModelConfig:
     temperature: float = 1.0  # with the exponent: how logits become probabilities (``calibrate`` of src/inference)
     exponent: float = 1.0
     uncertain_below: float = 0.0  # confidence below which an answer is marked; 0: never
-    metrics: dict[str, float] = field(default_factory=dict)  # on the test set
-    data_hash: str = ""  # of the training data, from metrics/data_info.yaml
+    metrics: dict[str, float] = field(default_factory=dict)  # of this checkpoint, on validation and test
+    data_hash: str = ""  # of all three splits, from metrics/data_info.yaml
     git_commit: str = ""
 
     def __post_init__(self):

@@ -16,10 +16,10 @@ import numpy as np
 from scipy.optimize import minimize
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import load_split
 from src.inference.predictor import Predictor, calibrate
 from src.models import ModelConfig, ModelError
 from src.models.config import CONFIG_NAME
+from src.training.predictions import in_batches, load_images
 
 DIGITS = 6  # of the fitted numbers in config.json
 SMALLEST = 1e-12  # below it a probability counts as this, so that its logarithm is finite
@@ -116,10 +116,9 @@ def refit(model_path: str, config) -> ModelConfig:
     """
     kept_accuracy = check_kept_accuracy(config.training.kept_accuracy)
     predictor = Predictor.load(model_path)
-    images, labels = load_split(config.data.directory, "validation")
-    size = config.evaluation.batch_size
-    batches = [predictor.runtime(images[start : start + size]) for start in range(0, len(images), size)]
-    card = fit_card(predictor.config, np.concatenate(batches), labels, kept_accuracy)
+    images, labels = load_images(config.data.directory, "validation", model_path, predictor.config)
+    logits = in_batches(predictor.runtime, images, config.evaluation.batch_size, "validation images")
+    card = fit_card(predictor.config, logits, labels, kept_accuracy)
     card.save(Path(model_path) / CONFIG_NAME)
     return card
 

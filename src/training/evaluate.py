@@ -11,7 +11,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import json
 import logging
 import operator
 import time
@@ -20,17 +19,17 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import load_class_names, load_split
 from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.models import load_model
 from src.models.config import WEIGHTS_NAME
 from src.models.storage import weights_sha256
 from src.training.calibration import expected_calibration_error, kept_metrics, reliability
+from src.training.pages import write_json
 from src.training.plots import plot_confusion, plot_reliability, save_confusion_pairs
+from src.training.predictions import in_batches, load_images
 from src.training.tracking import log_evaluation
 
 AT_LEAST = (
@@ -52,21 +51,13 @@ logger = logging.getLogger(__name__)
 def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
     """Measure ``model_path``, run by ``runtime``, on the test split and write the files named above.
 
-    Returns the metrics. Raises ModelError when the model cannot be loaded, ValueError when its classes are not those of
-    the data.
+    Returns the metrics. Raises ModelError when the model cannot be loaded, FileNotFoundError when the data is not
+    prepared, ValueError when its classes or its images' shape are not the model's.
     """
     predictor = Predictor.load(model_path, runtime=runtime)
-    class_names = load_class_names(config.data.directory)
-    if predictor.config.class_names != class_names:
-        raise ValueError(f"{model_path} knows the classes {predictor.config.class_names}, the data has {class_names}")
-    images, labels = load_split(config.data.directory, "test")
-    spec = predictor.config.preprocessing
-    if not len(images) or images.shape[1:] != (spec.channels, spec.height, spec.width):
-        raise ValueError(
-            f"the test images have the shape {images.shape}, {model_path} needs some of "
-            f"{spec.channels}x{spec.height}x{spec.width}; prepare the data of the model's experiment"
-        )
-    probabilities = predict_in_batches(predictor, images, config.evaluation.batch_size)
+    class_names = predictor.config.class_names
+    images, labels = load_images(config.data.directory, "test", model_path, predictor.config)
+    probabilities = in_batches(predictor.probabilities, images, config.evaluation.batch_size, "test images")
     metrics = classification_metrics(probabilities, labels, class_names)
     metrics |= kept_metrics(probabilities, labels, predictor.config.uncertain_below)
     metrics["latency_ms_per_image"] = latency_ms(predictor, images)
@@ -89,12 +80,6 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
         files = [folder / "test_metrics.json", plots / "confusion_matrix.png", plots / "calibration.png"]
         log_evaluation(config, weights_sha256(model.state_dict()), metrics, files)
     return metrics
-
-
-def predict_in_batches(predictor: Predictor, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """uint8 (N, C, H, W) -> probabilities float32 (N, classes), with a progress bar."""
-    starts = tqdm(range(0, len(images), batch_size), desc="test images", unit="batch", disable=None)
-    return np.concatenate([predictor.probabilities(images[start : start + batch_size]) for start in starts])
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict:
@@ -165,11 +150,6 @@ def missed_targets(metrics: dict, targets) -> list[str]:
             if worse(value, target):
                 missed.append(f"{what} is {value:.4f}, the target is {target}")
     return missed
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write indented JSON with a final newline."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def report(metrics: dict) -> str:

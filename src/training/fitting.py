@@ -2,69 +2,27 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import to_dict
 from src.data.datamodule import ImageDataModule, check_prepared, load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, build_network
-from src.models.config import CONFIG_NAME
 from src.preprocessing import Preprocessing
+from src.training.callbacks import LAST_NAME, History, RunFolder, checkpoint_callbacks, optional_callbacks
 from src.training.distillation import DistillationLoss, load_teachers
 from src.training.module import ClassifierModule
-from src.training.tracking import RUN_NAME, RunLogger, git_commit, open_run, read_run_id
+from src.training.tracking import RunLogger, git_commit, open_run, read_run_id
 from src.training.triplet_module import TripletModule
 
-BEST_NAME, LAST_NAME = "best.ckpt", "last.ckpt"
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
 OBJECTIVES = {"classification": ClassifierModule, "triplet": TripletModule}
 FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
 
 logger = logging.getLogger(__name__)
-
-
-class RunFolder(Callback):
-    """Says beside the checkpoints what they are of: the MLflow run and the model's config.
-
-    A new run replaces the files of the one before, and nothing else, when its training begins: with a setting that
-    cannot be used it does not come so far.
-    """
-
-    def __init__(self, folder: str, run_id: str, card: ModelConfig, resumed: bool):
-        self.folder, self.run_id, self.card, self.resumed = Path(folder), run_id, card, resumed
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        if not self.resumed:
-            for name in (BEST_NAME, LAST_NAME):
-                (self.folder / name).unlink(missing_ok=True)
-        (self.folder / RUN_NAME).write_text(self.run_id)
-        self.card.save(self.folder / CONFIG_NAME)
-
-
-class History(Callback):
-    """The metrics of every finished epoch; kept in the checkpoint, so that a resumed run has them all."""
-
-    def __init__(self):
-        self.epochs: list[dict[str, float]] = []
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        row = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
-        row = {"epoch": trainer.current_epoch, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]} | row
-        self.epochs.append(row)
-        if trainer.is_global_zero:
-            logger.info("epoch %s", "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-
-    def state_dict(self) -> dict:
-        return {"epochs": self.epochs}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.epochs = state["epochs"]
 
 
 @dataclass(frozen=True)
@@ -92,9 +50,7 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     Raises FileNotFoundError when the data is not prepared, ValueError for a value that cannot be used,
     KeyboardInterrupt on Ctrl-C.
     """
-    if config.training.monitor not in MONITORS:
-        raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
-    check_objective(config)
+    check_training(config)
     check_prepared(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     card, info = describe_model(config), load_data_info(config.paths.metrics)
@@ -106,11 +62,11 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     if config.training.compile:
         model.network.compile()
     data = ImageDataModule(config)
-    best, last = _checkpoints(config)
+    best, last = checkpoint_callbacks(config)
     resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
     run = open_run(config, read_run_id(last.dirpath) if resume_from else None, tags)
     folder, history = RunFolder(last.dirpath, run.run_id, card, config.training.resume), History()
-    trainer = build_trainer(config, [folder, history, *_optional_callbacks(config), best, last], run)
+    trainer = build_trainer(config, [folder, history, *optional_callbacks(config), best, last], run)
     try:
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=False)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
@@ -120,8 +76,10 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     return Fitted(module, data, trainer, run, history.epochs, best, last)
 
 
-def check_objective(config) -> None:
-    """Raises ValueError when ``training.objective`` is unknown or does not go with the other settings."""
+def check_training(config) -> None:
+    """Raises ValueError for settings of ``training`` that are unknown, or do not go together or with the network."""
+    if config.training.monitor not in MONITORS:
+        raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
     objective, architecture = config.training.objective, config.model.architecture
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown training.objective {objective!r}; valid: {', '.join(OBJECTIVES)}")
@@ -209,36 +167,3 @@ def choose_precision(name: str) -> str:
     if not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-
-
-def monitor_mode(monitor: str) -> str:
-    """Whether the best value of a metric is its ``min`` or its ``max``."""
-    return "min" if monitor.endswith("loss") else "max"
-
-
-def _checkpoints(config) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """Callbacks that keep the best epoch by the monitor and the last one.
-
-    Two, because ``save_last`` of one writes only when the monitor got better.
-    """
-    folder = Path(config.paths.checkpoints)
-    if config.training.resume and not (folder / LAST_NAME).is_file():
-        raise FileNotFoundError(f"training.resume=true, but {folder / LAST_NAME} does not exist; start without it")
-    folder.mkdir(parents=True, exist_ok=True)
-    monitor = config.training.monitor
-    best = ModelCheckpoint(
-        folder, filename=Path(BEST_NAME).stem, monitor=monitor, mode=monitor_mode(monitor), enable_version_counter=False
-    )
-    last = ModelCheckpoint(folder, filename=Path(LAST_NAME).stem, enable_version_counter=False)
-    return best, last
-
-
-def _optional_callbacks(config) -> list[Callback]:
-    training = config.training
-    callbacks: list[Callback] = []
-    if training.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
-    if training.early_stopping_patience is not None:
-        mode = monitor_mode(training.monitor)
-        callbacks.append(EarlyStopping(training.monitor, patience=training.early_stopping_patience, mode=mode))
-    return callbacks

@@ -13,9 +13,10 @@ if __name__ == "__main__":
 import json
 import os
 
-from src.config import ConfigError, config_parser, parse_config, to_dict
+from src.config import config_parser, parse_config, to_dict
 from src.data.datamodule import load_data_info
-from src.models import ModelConfig, ModelError
+from src.models import ModelConfig
+from src.training.pages import table
 
 PAGE = Path("docs") / "model_card.md"
 WORST = 5  # confusions that are listed
@@ -26,7 +27,10 @@ RECIPE = (
 
 
 def model_card(config) -> str:
-    """The card as Markdown. Raises FileNotFoundError for what was not measured yet, ModelError."""
+    """The card as Markdown. Raises FileNotFoundError for what was not measured yet, ModelError, and ValueError for an
+    experiment that the card's sentences are not true of."""
+    if config.name != "fashion_mnist":
+        raise ValueError(f"{PAGE} is the card of fashion_mnist, not of {config.name}; leave out experiment=")
     metrics_folder = Path(config.paths.metrics)
     card = ModelConfig.load(Path(config.paths.best_model) / "config.json")
     metrics, confusion = (read(metrics_folder / name) for name in ("test_metrics.json", "confusion_matrix.json"))
@@ -50,13 +54,8 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
 def what_it_is(card: ModelConfig, metrics: dict) -> str:
+    """The section as Markdown; so do the next ones."""
     arguments = ", ".join(f"{key} {value}" for key, value in card.architecture_args.items())
     spec = card.preprocessing
     colour = "gray" if spec.channels == 1 else "RGB"
@@ -150,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     _, config = parse_config(config_parser(__doc__.splitlines()[0]), argv)
     try:
         text = model_card(config)
-    except (FileNotFoundError, ModelError, ConfigError) as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     PAGE.parent.mkdir(exist_ok=True)

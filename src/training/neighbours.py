@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import load_class_names, load_data_info, load_split
+from src.data.datamodule import load_data_info
 from src.models import ImageClassifier, ModelError, load_model
 from src.models.prototypes import PrototypeNetwork
 from src.models.storage import weights_sha256
 from src.preprocessing import ImageError, preprocess
 from src.training.plots import plot_images
+from src.training.predictions import load_images
 from src.training.triplet_module import embed_images
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,7 @@ def find_neighbours(config, model_path: str, query: Path, count: int) -> list[di
     model, card = load_model(model_path)
     if not isinstance(model.network, PrototypeNetwork):
         raise ValueError(f"{model_path} is a {card.architecture}; only prototypes has embeddings (experiment=flowers)")
-    if (found := load_class_names(config.data.directory)) != card.class_names:
-        raise ValueError(f"{model_path} knows the classes {card.class_names}, {config.data.directory} has {found}")
-    images, labels = load_split(config.data.directory, "train")
+    images, labels = load_images(config.data.directory, "train", model_path, card)
     if not 1 <= count <= len(images):
         raise ValueError(f"--count is {count}; it must lie between 1 and {len(images)}, the number of training images")
     if not query.is_file():

@@ -25,8 +25,8 @@ from src.models import ModelError
 from src.preprocessing import ImageError, preprocess
 from src.styles import STYLES
 from src.training.calibration import kept_metrics
-from src.training.evaluate import write_json
-from src.training.model_card import table
+from src.training.pages import table, write_json
+from src.training.predictions import in_batches
 
 PAGE = Path("docs") / "results.md"
 BATCH = 256
@@ -95,8 +95,7 @@ def measure(predictor: Predictor, photos: list[tuple[str, bytes]]) -> dict:
         spec = replace(predictor.config.preprocessing, style=style)
         bar = tqdm(photos, desc=style, unit="photo", disable=None)
         pixels = np.stack([preprocess(data, spec) for _, data in bar])
-        parts = [predictor.probabilities(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
-        probabilities = np.concatenate(parts)
+        probabilities = in_batches(predictor.probabilities, pixels, BATCH, style)
         result[style] = scores(probabilities, right, folders, predictor.config.uncertain_below)
     return result
 

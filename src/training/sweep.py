@@ -26,7 +26,8 @@ from optuna.trial import TrialState
 
 from src.config import ConfigError, config_parser, flatten, load_config, parse_config, to_dict
 from src.data.datamodule import load_data_info
-from src.training.fitting import fit, monitor_mode
+from src.training.callbacks import monitor_mode
+from src.training.fitting import fit
 from src.training.tracking import open_run
 
 METHODS = ("tpe", "grid")

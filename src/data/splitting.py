@@ -1,0 +1,91 @@
+"""Which images of a source are for training, validation and test; those that stand in the test set are left out."""
+
+import logging
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from src.data.source import Examples, Source
+
+COMPARED_SIDE = 32  # pixels; larger images are compared at this size
+
+logger = logging.getLogger(__name__)
+
+
+def divide(source: Source, config) -> tuple[dict[str, tuple[Examples, np.ndarray]], list[int]]:
+    """The images, as rows of a given set, of train, validation and test, and which of the rows that were not held out
+    are dropped: they stand in the test set.
+
+    A test set is split off only when the authors give none. Raises ValueError when a split would miss a class.
+    """
+    given, rows, dropped = source.train, np.arange(len(source.train)), np.empty(0, int)
+    if source.test is not None:
+        test = source.test, np.arange(len(source.test))
+    else:
+        rows, held_out = split(given.labels, config.data.test_size, config.seed, "data.test_size", given.items)
+        test = given, held_out
+    if config.data.same_image_rms is not None:
+        found = stands_in(given.images, test[0].images[test[1]], config.data.same_image_rms)[rows]
+        dropped = np.flatnonzero(found)
+        shown = ", ".join(map(str, dropped[:20])) + (", ..." if len(dropped) > 20 else "")
+        logger.info("%d training images also stand in the test set (rows %s) and are dropped", len(dropped), shown)
+        rows = rows[~found]
+    items = None if given.items is None else given.items[rows]
+    size = config.data.validation_size
+    train, validation = split(given.labels[rows], size, config.seed, "data.validation_size", items)
+    splits = {"train": (given, rows[train]), "validation": (given, rows[validation]), "test": test}
+    for name, (examples, chosen) in splits.items():
+        counts = np.bincount(examples.labels[chosen], minlength=len(source.class_names))
+        if missing := [source.class_names[label] for label in np.flatnonzero(counts == 0)]:
+            raise ValueError(f"the {name} set has no image of {', '.join(missing)}; add images or change the split")
+    return splits, dropped.tolist()
+
+
+def stands_in(images: np.ndarray, others: np.ndarray, rms: float) -> np.ndarray:
+    """Boolean (N,): which ``images`` are, but for noise, also among ``others``. Both uint8 (N, C, H, W).
+
+    Two images are the same when the root mean square of their pixel differences is below ``rms`` gray levels.
+    """
+    found = np.zeros(len(images), bool)
+    targets = comparable(others)
+    target_norms = (targets**2).sum(1)
+    for start in range(0, len(images), 2000):
+        block = comparable(images[start : start + 2000])
+        squared = (block**2).sum(1)[:, None] + target_norms - 2 * block @ targets.T
+        found[start : start + 2000] = squared.min(1) < rms**2 * targets.shape[1]
+    return found
+
+
+def comparable(images: np.ndarray) -> np.ndarray:
+    """uint8 (N, C, H, W) -> float32 (N, values): the pixels, of a large image the means of blocks of them."""
+    count, channels, height, width = images.shape
+    block = max(1, min(height, width) // COMPARED_SIDE)
+    high, wide = height // block, width // block
+    cut = images[:, :, : high * block, : wide * block].reshape(count, channels, high, block, wide, block)
+    pixels = cut.mean((3, 5), dtype=np.float32) if block > 1 else images
+    return pixels.reshape(count, -1).astype(np.float32)
+
+
+def split(
+    labels: np.ndarray, size: float, seed: int, key: str = "data.validation_size", items: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices (rest, held out), stratified by class; images of one item stay together.
+
+    ``size``: how many are held out, or, below 1, their share. Raises ValueError when a class would have none.
+    """
+    classes, count = len(np.unique(labels)), len(labels)
+    held_out = round(size * count) if size < 1 else size
+    if not classes <= held_out < count - classes:
+        raise ValueError(
+            f"{key} is {size}; with {count} images of {classes} classes it must lie "
+            f"between {classes} and {count - classes - 1}, or be a share of them below 1"
+        )
+    rows = np.arange(count)
+    if items is None:
+        rest, kept = train_test_split(rows, test_size=int(held_out), stratify=labels, random_state=seed)
+    else:
+        folds = max(2, round(count / held_out))
+        if len(np.unique(items)) < folds:
+            raise ValueError(f"{key} is {size}, but there are only {len(np.unique(items))} items to divide")
+        rest, kept = next(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, items))
+    return np.sort(rest), np.sort(kept)

@@ -1,0 +1,89 @@
+"""What Lightning calls at each epoch: the run's folder, the history, the checkpoints, averaging and early stopping."""
+
+import logging
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+
+from src.models import ModelConfig
+from src.models.config import CONFIG_NAME
+from src.training.tracking import RUN_NAME
+
+BEST_NAME, LAST_NAME = "best.ckpt", "last.ckpt"
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder(Callback):
+    """Says beside the checkpoints what they are of: the MLflow run and the model's config.
+
+    A new run replaces the files of the one before, and nothing else, when its training begins: with a setting that
+    cannot be used it does not come so far.
+    """
+
+    def __init__(self, folder: str, run_id: str, card: ModelConfig, resumed: bool):
+        self.folder, self.run_id, self.card, self.resumed = Path(folder), run_id, card, resumed
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        if not self.resumed:
+            for name in (BEST_NAME, LAST_NAME):
+                (self.folder / name).unlink(missing_ok=True)
+        (self.folder / RUN_NAME).write_text(self.run_id)
+        self.card.save(self.folder / CONFIG_NAME)
+
+
+class History(Callback):
+    """The metrics of every finished epoch; kept in the checkpoint, so that a resumed run has them all."""
+
+    def __init__(self):
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        row = {name: round(float(value), 6) for name, value in trainer.callback_metrics.items()}
+        row = {"epoch": trainer.current_epoch, "learning_rate": trainer.optimizers[0].param_groups[0]["lr"]} | row
+        self.epochs.append(row)
+        if trainer.is_global_zero:
+            logger.info("epoch %s", "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+
+    def state_dict(self) -> dict:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epochs = state["epochs"]
+
+
+def monitor_mode(monitor: str) -> str:
+    """Whether the best value of a metric is its ``min`` or its ``max``."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+def checkpoint_callbacks(config) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Callbacks that keep the best epoch by the monitor and the last one.
+
+    Two, because ``save_last`` of one writes only when the monitor got better.
+    """
+    folder = Path(config.paths.checkpoints)
+    if config.training.resume and not (folder / LAST_NAME).is_file():
+        raise FileNotFoundError(f"training.resume=true, but {folder / LAST_NAME} does not exist; start without it")
+    folder.mkdir(parents=True, exist_ok=True)
+    monitor = config.training.monitor
+    best = ModelCheckpoint(
+        folder, filename=Path(BEST_NAME).stem, monitor=monitor, mode=monitor_mode(monitor), enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, filename=Path(LAST_NAME).stem, enable_version_counter=False)
+    return best, last
+
+
+def optional_callbacks(config) -> list[Callback]:
+    """The moving average and early stopping, where the config asks for them."""
+    training = config.training
+    callbacks: list[Callback] = []
+    if training.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=training.ema_decay))
+    if training.early_stopping_patience is not None:
+        mode = monitor_mode(training.monitor)
+        callbacks.append(EarlyStopping(training.monitor, patience=training.early_stopping_patience, mode=mode))
+    return callbacks
