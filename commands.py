@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from src.config import config_parser, parse_config
-from src.data.datamodule import load_split
 from src.data.download import DownloadError
-from src.data.prepare import prepare
+from src.data.prepare import CLASS_NAMES, prepare
 from src.inference import Predictor
 from src.models import ModelError
 from src.predict import choose_device, predict_folder, report_counts
 from src.prediction_output import output_type, partial_file
 from src.training.checkpoints import load_named
-from src.training.predictions import in_batches
+from src.training.predictions import in_batches, load_images
 from src.training.train import main as train_main
 
 EXPERIMENT = "experiment=cifar10"
@@ -30,7 +29,7 @@ def train(argv: list[str]) -> int:
     parser = config_parser("Train an experiment; its data is prepared first when that has not been done.")
     parser.add_argument("--verbose", action="store_true", help="show debug messages")
     _, config = parse_config(parser, argv)
-    if not Path(config.data.directory, "test.npz").is_file():
+    if not Path(config.data.directory, CLASS_NAMES).is_file():  # what prepare writes last
         print(f"preparing {config.data.directory}")
         prepare(config)
     return train_main(argv)
@@ -50,7 +49,7 @@ def infer(argv: list[str]) -> int:
     predictor = load_named(config, arguments.checkpoint_name, choose_device("auto", "torch"))
     output = arguments.output or Path("outputs", config.name, "predictions.csv")
     if arguments.input is None:
-        images, labels = load_split(config.data.directory, "test")
+        images, labels = load_images(config.data.directory, "test", arguments.checkpoint_name, predictor.config)
         accuracy = predict_test(predictor, images, labels, output, config.evaluation.batch_size)
         print(f"{len(images)} test images classified, accuracy {accuracy:.4f} -> {output}")
         return 0

@@ -49,7 +49,14 @@ fi
 for file in "$source"/model.pt "$source"/model_config.json; do
     [[ -f $file ]] || fail "$file does not exist; make it with: python export_model_for_torchserve.py"
 done
-name=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["name"])' "$source/model_config.json")
+name=$("$python" -c '
+import sys
+from pathlib import Path
+from src.models.config import ModelConfig, ModelError
+try:
+    print(ModelConfig.load(Path(sys.argv[1])).name)
+except ModelError as error:
+    sys.exit(f"error: {error}")' "$source/model_config.json")
 
 # The archiver unpacks the contents of a folder given as an extra file, and deletes $TMPDIR/<model name>.
 mkdir -p "$work/tmp" "$work/out" "$work/extra/src" "$output"

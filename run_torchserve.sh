@@ -92,9 +92,9 @@ stop_server() {
     if pid=$(running_pid); then
         drain || say "Not every request could be answered first"
         say "Stopping TorchServe (process $pid)"
-        kill "$pid"
+        kill "$pid" 2>/dev/null || true  # it may have ended by itself meanwhile
         for _ in $(seq 100); do running_pid >/dev/null || break; sleep 0.2; done
-        if running_pid >/dev/null; then say "It did not end in 20 s; ending it"; kill -9 "$pid"; fi
+        if running_pid >/dev/null; then say "It did not end in 20 s; ending it"; kill -9 "$pid" 2>/dev/null || true; fi
     fi
     if [[ -f $run/running && $(<"$run/running") == docker* ]]; then
         say "Removing container $container"

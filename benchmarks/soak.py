@@ -24,6 +24,7 @@ import psutil
 import requests
 from tqdm import tqdm
 
+from benchmarks.torchserve import require_no_server
 from src.serving.management import Service
 from src.serving.ports import free_ports
 from src.serving.processes import family, memory
@@ -117,6 +118,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.requests < 1000:
         parser.error(f"--requests is {arguments.requests}; the memory cannot be judged below 1000")
+    require_no_server()
     try:
         service = start(arguments.workers)
         before = pids(service)

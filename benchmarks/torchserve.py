@@ -32,10 +32,15 @@ class Setting:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def build_archive() -> dict:
-    """Make the serving environment and the archive as ./run_torchserve.sh does; return the model-config.yaml in it."""
+def require_no_server() -> None:
+    """Exit with the remedy when a server of this checkout is running: a benchmark's own would take its place."""
     if (ROOT / "torchserve" / ".run" / "running").exists():
         raise SystemExit("error: a server of this checkout is running; stop it with ./run_torchserve.sh --stop")
+
+
+def build_archive() -> dict:
+    """Make the serving environment and the archive as ./run_torchserve.sh does; return the model-config.yaml in it."""
+    require_no_server()
     ports = ",".join(map(str, free_ports(3)))
     script, options = ROOT / "run_torchserve.sh", {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 900}
     try:

@@ -155,6 +155,17 @@ def test_without_an_exported_model_it_says_how_to_make_one(missing, tmp_path, se
     assert not (root / "torchserve" / "model-store").exists()
 
 
+@pytest.mark.parametrize(("content", "said"), [("{", "is not valid JSON"), ("{}", "misses architecture")])
+def test_a_wrong_model_config_is_an_error_that_names_it(content, said, tmp_path, server):
+    root = copy_checkout(tmp_path)
+    shutil.copy2(server.root / "torchserve" / "model.pt", root / "torchserve" / "model.pt")
+    (root / "torchserve" / "model_config.json").write_text(content)
+    built = create(root)
+    assert built.returncode == 1
+    assert built.stderr.startswith(f"error: torchserve/model_config.json {said}")
+    assert "Traceback" not in built.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"), [(["--verison", "2"], "unknown argument --verison"), (["--version"], "needs a value")]
 )

@@ -8,9 +8,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from src.export.archive import ArchiveError, checksum_path, main, seal, sha256, verify
+from src.inference.archive import load_state
+from src.models import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -124,7 +127,10 @@ def test_wrong_settings_are_refused(change, said, archive, tmp_path):
         verify(rewrite(archive, tmp_path / "x.mar", changed))
 
 
-@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"a: [", b"\xff\xfe\x00", b"!!python/object:os.system {}"])
+WRONG_YAML = (b"", b"[1, 2]", b"a: [", b"\xff\xfe\x00", b"!!python/object:os.system {}", b"a: 2020-13-45", b"a: 0x_")
+
+
+@pytest.mark.parametrize("content", WRONG_YAML)
 def test_settings_that_are_no_mapping_are_refused(content, archive, tmp_path):
     with pytest.raises(ArchiveError, match=r"model-config|damaged"):
         verify(rewrite(archive, tmp_path / "x.mar", {"model-config.yaml": content}))
@@ -146,6 +152,8 @@ GOOD_MODEL = {"modelName": "a", "modelVersion": "1.0", "handler": "handler.py", 
         ({"configFile": "other.yaml"}, "names configFile 'other.yaml'"),
         ({"modelName": "a/b"}, "modelName is 'a/b'"),
         ({"modelVersion": 1.0}, "modelVersion is 1.0"),
+        ({"modelVersion": "all"}, "modelVersion is 'all', which has a meaning of its own"),
+        ({"modelVersion": "draining"}, "modelVersion is 'draining', which has a meaning of its own"),
     ],
 )
 def test_a_wrong_manifest_is_refused(manifest, said, archive, tmp_path):
@@ -175,6 +183,22 @@ def test_a_config_of_fewer_classes_is_refused(archive, tmp_path):
     config["class_names"].pop()
     with pytest.raises(ArchiveError, match="is damaged"):
         verify(rewrite(archive, tmp_path / "x.mar", {"model_config.json": json.dumps(config).encode()}))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b".", b"a", b"\x80\x02.", b"text", [1, 2], {"epoch": 3, "state_dict": {}}, 5000]
+)
+def test_a_model_that_is_no_state_dict_is_refused(content, archive, tmp_path):
+    path = tmp_path / "model.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, int):
+        with zipfile.ZipFile(archive) as opened:
+            path.write_bytes(opened.read("model.pt")[:content])
+    else:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match=r"model\.pt .* state_dict"):
+        load_state(path)
 
 
 @pytest.mark.parametrize("size", [0, 100, -100, -5000])

@@ -111,6 +111,17 @@ def test_infer_on_the_test_images_agrees_with_the_saved_model(inside, capsys):
     assert f"40 test images classified, accuracy {right:.4f} -> best.csv" in capsys.readouterr().out
 
 
+def test_infer_refuses_images_that_are_not_the_models(inside, capsys, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "class_names.json").write_text(json.dumps(CLASS_NAMES))
+    np.savez(other / "test.npz", images=np.zeros((4, 3, 48, 48), np.uint8), labels=np.zeros(4, np.int64))
+    arguments = ["infer", "--checkpoint_name", "best", f"data.directory={other}"]
+    assert commands.main([*arguments, "--output", "other.csv"]) == 2
+    assert "have the shape (4, 3, 48, 48), best needs some of 3x" in capsys.readouterr().err
+    assert not (inside / "other.csv").exists()
+
+
 def test_infer_on_images_of_ones_own(inside, capsys, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()

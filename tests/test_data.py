@@ -178,6 +178,8 @@ def test_data_prepared_in_another_way_is_refused(small_config, tmp_path):
         ("data.directory=file/data", "Not a directory: 'file/data"),
         ("preprocessing.height=abc", "preprocessing.height is 'abc'; it must be a whole number"),
         ("preprocessing.channels=2", "preprocessing.channels is 2"),
+        ("data.test_size=null", "data.test_size is None; it must be a number of images or a share below 1"),
+        ("data.validation_size=abc", "data.validation_size is 'abc'; it must be a number"),
         ("preprocessing.width=32", "has images of 1x28x28; set preprocessing.channels, height, width to that"),
     ],
 )
@@ -210,6 +212,28 @@ def test_a_split_is_stratified_and_complete(size):
     assert len(validation) == size
     assert np.ptp(np.bincount(labels[validation])) <= 1
     assert (np.diff(train) > 0).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.3, 0.4, 0.6, 0.8])
+def test_whole_items_are_held_out_in_the_share_asked_for(share):
+    dice = np.random.default_rng(1)
+    sizes, kinds = dice.integers(2, 7, 200), dice.integers(0, 5, 200)
+    items, labels = np.repeat(np.arange(200), sizes), np.repeat(kinds, sizes)
+    rest, kept = split(labels, share, seed=42, items=items)
+    assert np.array_equal(np.sort(np.concatenate([rest, kept])), np.arange(len(labels)))
+    assert not np.intersect1d(items[rest], items[kept]).size
+    assert len(kept) / len(labels) == pytest.approx(share, abs=0.02)
+    for label in range(5):
+        assert (labels[kept] == label).sum() / (labels == label).sum() == pytest.approx(share, abs=0.05)
+
+
+def test_a_class_of_three_items_stands_in_every_split():
+    items = np.arange(603)
+    labels = np.where(items < 3, 0, 1 + items % 2)
+    rest, test = split(labels, 0.15, seed=42, items=items)
+    train, validation = split(labels[rest], 0.1, seed=42, items=items[rest])
+    found = [set(rows.tolist()) for rows in (labels[test], labels[rest][validation], labels[rest][train])]
+    assert found == [{0, 1, 2}] * 3
 
 
 def test_images_that_stand_in_the_other_set_are_found():

@@ -84,6 +84,18 @@ def test_what_is_no_image_is_left_out_and_reported(fruits, config_of, caplog):
     assert sum(info["splits"][name]["images"] for name in ("train", "validation")) == 80
 
 
+def test_links_are_followed_and_one_that_leads_nowhere_is_reported(fruits, config_of, tmp_path):
+    bag = fruits / "Training" / "Bag"
+    (tmp_path / "more").mkdir()
+    first = min(bag.iterdir())
+    first.rename(tmp_path / "more" / first.name)
+    (bag / "linked").symlink_to(tmp_path / "more")
+    (bag / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    info = prepare(config_of("fruits360"))
+    assert sum(info["splits"][name]["images"] for name in ("train", "validation")) == 80
+    assert [entry["file"].rsplit("/", 1)[1] for entry in info["excluded"]] == ["gone.jpg"]
+
+
 def empty_class(root):
     shutil.rmtree(root / "Training" / "Bag")
     (root / "Training" / "Bag").mkdir()

@@ -232,7 +232,7 @@ def test_what_must_not_be_served_is_refused_before_the_server_hears_of_it(server
 
 
 def test_without_a_server_the_client_says_so(server):
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(OSError, match=r"POST http://127\.0\.0\.1:1/predictions/fashion_mnist: .*refused"):
         send("http://127.0.0.1:1/predictions/fashion_mnist", PNG)
     with pytest.raises(Refused, match=r"answers 404: .*Model not found: nothing"):
         send(f"{server.inference}/predictions/nothing", PNG)

@@ -96,6 +96,9 @@ def test_what_cannot_be_seen_is_said_and_not_held_against_the_server():
         (GOOD, 200, RIGHT | {"probabilities": {"a": 0.5, "b": 0.75}}, "do not sum to 1"),
         (GOOD, 200, RIGHT | {"predicted_label": "c"}, "not the most probable"),
         (GOOD, 200, [RIGHT], "misses"),
+        (GOOD, 200, RIGHT | {"probabilities": {"a": None, "b": 1.0}}, "not a number for each class"),
+        (GOOD, 200, RIGHT | {"probabilities": {}}, "not a number for each class"),
+        (GOOD, 200, RIGHT | {"predicted_label": ["b"]}, "no label"),
     ],
 )
 def test_fault_of_an_answer(shot, status, content, fault):
@@ -157,10 +160,27 @@ def test_without_a_server(capsys):
 
 
 @pytest.mark.parametrize("option", ["--rate", "--duration"])
-def test_a_value_that_cannot_be(option, capsys):
+@pytest.mark.parametrize("value", ["0", "nan", "inf"])
+def test_a_value_that_cannot_be(option, value, capsys):
     with pytest.raises(SystemExit):
-        main([option, "0"])
-    assert f"{option} is 0; it must be above 0" in capsys.readouterr().err
+        main([option, value])
+    assert f"{option} is {value}; it must be above 0" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_or_written_is_said_before_the_load(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("text")
+    np.savez(tmp_path / "other.npz", pixels=[1])
+    address = ["--management", server.management, "--inference", server.inference]
+    for arguments, said in (
+        (["--data", f"{tmp_path}/file"], "holds no images and labels"),
+        (["--data", f"{tmp_path}/other.npz"], "holds no images and labels"),
+        (["--output", f"{tmp_path}/file"], "File exists"),
+    ):
+        assert main([*address, *arguments]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setenv("TORCHSERVE_CERTIFICATE", f"{tmp_path}/gone.pem")
+    assert main([*address, "--output", f"{tmp_path}/folder"]) == 2
+    assert "gone.pem" in capsys.readouterr().err
 
 
 def test_locust_patches_nothing_and_counts_requests_without_an_answer():

@@ -223,6 +223,13 @@ def test_predict_prints_an_answer_a_file(mlflow_server, tmp_path, capsys, expect
     assert main(["predict", "--url", mlflow_server, *(str(tmp_path / name) for name in ("bad.png", "good.png"))]) == 1
     bad, good = json.loads(capsys.readouterr().out)
     assert (bad["type"], good["predicted_label"]) == ("not_an_image", answer["predicted_label"])
+    names = ("missing.png", "good.png", ".")
+    assert main(["predict", "--url", mlflow_server, *(str(tmp_path / name) for name in names)]) == 1
+    missing, good, folder = json.loads(capsys.readouterr().out)
+    assert (missing["code"], missing["type"], folder["type"]) == (400, "unreadable", "unreadable")
+    assert good["predicted_label"] == answer["predicted_label"]
+    assert main(["predict", "--url", mlflow_server, str(tmp_path / "missing.png")]) == 1
+    assert "No such file" in json.loads(capsys.readouterr().out)[0]["message"]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +237,6 @@ def test_predict_prints_an_answer_a_file(mlflow_server, tmp_path, capsys, expect
     [
         (["status", "--url", "http://127.0.0.1:{closed}"], "nothing answers at http://127.0.0.1:{closed}"),
         (["status", "--url", "{torchserve}"], "/invocations answers 400: "),
-        (["predict", "missing.png"], "missing.png"),
         (["register", "--model-path", "nowhere"], "nowhere/config.json does not exist"),
         (["register", "--model-path", str(BEST), "--name", "a/b"], "'a/b'; use letters"),
         (["serve", "--model-uri", "models:/fashion_mnist/99"], "99"),
@@ -250,6 +256,13 @@ def test_errors_name_the_value_and_the_remedy(arguments, message, registered, ml
     error = capsys.readouterr().err
     assert "error: " in error
     assert message.format(**names) in error
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "-1"])
+def test_a_port_is_checked(port, capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--model-uri", "models:/fashion_mnist/1", "--port", port])
+    assert f"--port is {port}; it must lie between 1 and 65535" in capsys.readouterr().err
 
 
 def test_an_address_is_checked(capsys):

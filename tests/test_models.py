@@ -118,6 +118,20 @@ def test_a_local_file_that_holds_no_weights_is_named(tmp_path):
         build_network("resnet18", 3, 10, weights=str(path))
 
 
+@pytest.mark.parametrize("kind", ["another network", "tensor", "cut", "state without names"])
+def test_local_weights_of_something_else_are_refused(kind, tmp_path):
+    path = tmp_path / ("weights.safetensors" if kind in ("another network", "cut") else "weights.pth")
+    if kind == "another network":
+        save_file(build_network("resnet", 3, 10).state_dict(), path)
+    elif kind == "cut":
+        save_file(build_network("resnet18", 3, 1000).state_dict(), path)
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        torch.save(torch.zeros(3) if kind == "tensor" else {"a": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"weights\.\w+, which does not hold the weights of resnet18"):
+        build_network("resnet18", 3, 10, weights=str(path))
+
+
 def test_local_weights_are_loaded_and_the_head_is_new(tmp_path):
     source = build_network("resnet18", 3, 1000)
     path = tmp_path / "weights.safetensors"

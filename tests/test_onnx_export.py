@@ -165,6 +165,14 @@ def test_the_formats_are_compared(exported, run, tmp_path, caplog):
     with Image.open(tmp_path / "plots" / "formats.png") as picture:
         assert picture.format == "PNG"
     assert "accuracy, 20 validation images" in caplog.text
+    assert "ONNX: no model.int8.onnx in" in caplog.text  # of the first time
+    assert "ONNX: no" not in page
+
+
+def test_the_page_of_the_formats_must_be_a_file(exported, run, tmp_path, caplog):
+    (tmp_path / "docs").mkdir()
+    assert run("--rounds", "1", "--output", "docs", command=compare.main) == 1
+    assert "--output docs is a folder; name a file in it, such as docs/formats.md" in caplog.text
 
 
 def test_wrong_numbers_are_refused(run, capsys):

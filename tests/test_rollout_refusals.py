@@ -5,6 +5,7 @@ import io
 import shutil
 import signal
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import yaml
 from src.export.archive import ArchiveError, verify
 from src.serving.golden import Item, answer_golden, compare, load_golden
 from src.serving.management import Service
-from src.serving.rollout import deploy
+from src.serving.rollout import deploy, roll_back
 from src.serving.store import Store
-from tests.conftest import ROOT, run_script
+from tests.conftest import ROOT, TIMEOUT, run_script
 from tests.test_rollout import SERVING_PYTHON, changed, versions
+from tests.waiting import wait_until
 
 GOLDEN = load_golden(ROOT / "torchserve" / "golden")
 
@@ -75,6 +77,19 @@ def test_a_deploy_that_is_ended_goes_back(number, server, second):
     assert process.returncode == 1
 
 
+def test_a_deploy_that_is_ended_once_the_new_version_serves_is_done(server, service, store, second):
+    line = command(server, "deploy", second, "--watch", 0.5)
+    with subprocess.Popen(line, cwd=server.root, stdout=subprocess.PIPE, text=True) as process:
+        wait_until(store.record.exists)
+        time.sleep(0.3)  # the old version is watched for a second before it goes
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=TIMEOUT)[0]
+    assert process.returncode == 0
+    assert "version 1.0 stays registered (error: ended by SIGTERM); later: curl -X DELETE" in said
+    assert versions(service) == {"1.0": False, "2.0": True}
+    assert roll_back(service, store, print) == "1.0"
+
+
 def test_a_deploy_that_cannot_be_recorded_goes_back(service, store, second):
     blocked = store.folder / ".fashion_mnist.deployed.part"
     blocked.mkdir()
@@ -124,3 +139,18 @@ def test_a_golden_set_that_cannot_tell_is_refused(service):
         compare([Item(trouser.name, trouser.data, "Cat")], answers, answers)
     with pytest.raises(ValueError, match=r"has none of the golden set right, so it cannot judge; .*--golden FOLDER"):
         compare([Item(trouser.name, trouser.data, "Bag")], answers, answers)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("label,filename\nBag\n", "line 2: it needs a filename and a label"),
+        ("filename,label\nbag.png\n", "line 2: it needs a filename and a label"),
+        ("filename,label\n,Bag\n", "line 2: it needs a filename and a label"),
+        ("filename,label\n" + "x" * 140_000 + ",Bag\n", "line 2: field larger than field limit"),
+    ],
+)
+def test_a_golden_set_with_a_row_that_is_none_is_refused(text, said, tmp_path):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        load_golden(tmp_path)

@@ -237,6 +237,32 @@ def test_there_must_be_something_to_resume(tiny_config):
         train(tiny_config("training.resume=true"))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate=0.5", r"training\.learning_rate is 0\.5, but the run in .* began with"),
+        ("training.optimizer=adamw", r"training\.optimizer is 'adamw', but the run in .* began with"),
+        ("model.resnet.widths=[8, 8, 16]", r"architecture_args is .*, but the run in .* began with"),
+        ("model.architecture=basic_cnn", r"architecture is 'basic_cnn', but the run in .* began with 'resnet'"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings(elsewhere, override, message):
+    train(elsewhere("one", "training.epochs=1", "model.architecture=resnet", "training.optimizer=sgd"))
+    common = ("training.epochs=2", "model.architecture=resnet", "training.optimizer=sgd", "training.resume=true")
+    with pytest.raises(ValueError, match=message):
+        train(elsewhere("one", *common, override))
+
+
+@pytest.mark.parametrize("content", [b"", b"damaged", None])
+def test_a_damaged_checkpoint_is_not_gone_on_with(elsewhere, content):
+    config = elsewhere("one", "training.epochs=1")
+    train(config)
+    last = Path(config.paths.checkpoints) / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*start without training\.resume"):
+        train(elsewhere("one", "training.epochs=2", "training.resume=true"))
+
+
 # The command itself, interrupted as a person would
 def start(*overrides: str, cwd: Path) -> subprocess.Popen:
     """``python src/training/train.py`` with one thread, as the training in this process has."""

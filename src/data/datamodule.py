@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from src.data.augmentation import BatchAugmentation
 from src.data.triplets import TripletDataset
 
+PREPARE = "make it with: python src/data/prepare.py, and the same experiment=NAME if one was given"
 SPLITS = ("train", "validation", "test")
 SPLITS_OF_STAGE = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
 
@@ -63,19 +64,19 @@ def load_split(folder: str | Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(folder) / f"{name}.npz"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
+        raise FileNotFoundError(f"{path} does not exist; {PREPARE}")
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return arrays["images"], arrays["labels"]
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}); make it again with: python src/data/prepare.py") from error
+        raise ValueError(f"{path} is damaged ({error}); {PREPARE}") from error
 
 
 def load_class_names(folder: str | Path) -> list[str]:
     """The names that prepare.py wrote, in the order of the labels. Raises FileNotFoundError with the remedy."""
     path = Path(folder) / "class_names.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
+        raise FileNotFoundError(f"{path} does not exist; {PREPARE}")
     return json.loads(path.read_text())
 
 
@@ -83,7 +84,7 @@ def load_data_info(metrics: str | Path) -> dict:
     """metrics/data_info.yaml as a dict. Raises FileNotFoundError with the remedy."""
     path = Path(metrics) / "data_info.yaml"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; make it with: python src/data/prepare.py")
+        raise FileNotFoundError(f"{path} does not exist; {PREPARE}")
     return yaml.safe_load(path.read_text())
 
 

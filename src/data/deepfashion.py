@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from src.data.folders import find_location, local_paths
+from src.data.folders import files_below, find_location, local_paths
 from src.data.source import ImageFile, Source, read_files
 from src.preprocessing import Preprocessing
 
@@ -70,7 +70,7 @@ def list_items(root: Path) -> list[tuple[Path, str, str]]:
     """``(file, label, item)`` of every image: the item is its folder, the class the folder above. Raises ValueError."""
     rows = []
     for folder in sorted(path for path in root.rglob("id_*") if path.is_dir()):
-        images = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        images = files_below(folder)
         if not images:
             raise ValueError(f"the item folder {folder} is empty; add its images or remove it")
         # The same number names different items of men and women.

@@ -2,6 +2,7 @@
 
 import logging
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
@@ -140,6 +141,19 @@ def list_classes(root: Path) -> list[str]:
     return names
 
 
+def files_below(folder: Path) -> list[Path]:
+    """What lies in ``folder`` and below it, also behind links, sorted, but for hidden files; also what cannot be read.
+
+    Raises OSError for a folder that cannot be listed; a missing one holds nothing.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=fail, followlinks=True) if folder.is_dir() else ()
+    return sorted(Path(base, name) for base, _, names in walk for name in names if not name.startswith("."))
+
+
 def list_files(root: Path, class_names: list[str]) -> list[ImageFile]:
     """Every file below the class folders of ``root``, sorted; hidden files are no images and are passed over.
 
@@ -150,7 +164,7 @@ def list_files(root: Path, class_names: list[str]) -> list[ImageFile]:
         raise ValueError(f"{root} has the unknown classes {', '.join(unknown)}; known: {', '.join(class_names)}")
     files = []
     for label, name in enumerate(class_names):
-        paths = sorted(path for path in (root / name).rglob("*") if path.is_file() and not path.name.startswith("."))
+        paths = files_below(root / name)
         if not paths:
             raise ValueError(f"the class folder {root / name} is empty or missing; add images or remove the class")
         files += [ImageFile(path, label) for path in paths]

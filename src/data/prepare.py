@@ -84,6 +84,9 @@ def check_settings(config) -> None:
     for key in SHAPE:
         if type(config.preprocessing[key]) is not int:
             raise ValueError(f"preprocessing.{key} is {config.preprocessing[key]!r}; it must be a whole number")
+    for key in ("test_size", "validation_size"):
+        if type(config.data[key]) not in (int, float) or config.data[key] <= 0:
+            raise ValueError(f"data.{key} is {config.data[key]!r}; it must be a number of images or a share below 1")
     Preprocessing(**config.preprocessing)
     if Path(config.data.directory).is_file():
         raise ValueError(f"data.directory is {config.data.directory}, which is a file; name a folder")

@@ -3,7 +3,7 @@
 import logging
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import train_test_split
 
 from src.data.source import Examples, Source
 
@@ -80,12 +80,24 @@ def split(
             f"{key} is {size}; with {count} images of {classes} classes it must lie "
             f"between {classes} and {count - classes - 1}, or be a share of them below 1"
         )
-    rows = np.arange(count)
-    if items is None:
-        rest, kept = train_test_split(rows, test_size=int(held_out), stratify=labels, random_state=seed)
-    else:
-        folds = max(2, round(count / held_out))
-        if len(np.unique(items)) < folds:
-            raise ValueError(f"{key} is {size}, but there are only {len(np.unique(items))} items to divide")
-        rest, kept = next(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, items))
+    if items is not None:
+        held = hold_items_out(labels, held_out / count, seed, items)
+        return np.flatnonzero(~held), np.flatnonzero(held)
+    rest, kept = train_test_split(np.arange(count), test_size=int(held_out), stratify=labels, random_state=seed)
     return np.sort(rest), np.sort(kept)
+
+
+def hold_items_out(labels: np.ndarray, share: float, seed: int, items: np.ndarray) -> np.ndarray:
+    """Boolean (N,): of each class whole items, as near to ``share`` of its images as they come.
+
+    At least one item of a class is held out and one is not, where it has two. An item is of its first image's class.
+    """
+    dice = np.random.default_rng(seed)
+    _, first, item_of, sizes = np.unique(items, return_index=True, return_inverse=True, return_counts=True)
+    held = np.zeros(len(sizes), bool)
+    for label in np.unique(labels):
+        own = dice.permutation(np.flatnonzero(labels[first] == label))
+        totals = np.cumsum(sizes[own])
+        nearest = int(abs(totals - share * sizes[own].sum()).argmin()) + 1 if len(own) else 0
+        held[own[: min(nearest, len(own) - 1)]] = True
+    return held[item_of]

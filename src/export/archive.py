@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import argparse
 import hashlib
 import json
+import lzma
 import re
 import stat
 import tempfile
@@ -23,24 +24,25 @@ import yaml
 
 from src.inference.archive import CONFIG_NAME, STATE_NAME, load_archived_predictor
 from src.inference.runtimes import runtime_file
-from src.models import ModelConfig, ModelError
+from src.models import ModelConfig
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 MODEL_SETTINGS = "model-config.yaml"
 SETTINGS = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "handler"}
 REQUIRED = ("model.pt", "model_config.json", MODEL_SETTINGS, "handler.py", "src/preprocessing.py", MANIFEST)
 REBUILD = "build it again: ./create_mar_archive.sh"
-# What reading a damaged zip, JSON or YAML raises; RuntimeError is an encrypted file or an unknown compression.
+# What reading a damaged zip, JSON or YAML raises; RuntimeError is an encrypted file or an unknown compression,
+# ValueError bad UTF-8, JSON, a YAML date like 2020-13-45, or a ModelError.
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     EOFError,
     RuntimeError,
-    UnicodeDecodeError,
-    json.JSONDecodeError,
+    ValueError,
     yaml.YAMLError,
-    ModelError,
 )
+RESERVED = ("all", "draining")  # /models/NAME/all is every version; src/serving/draining.py registers the other
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 
 
@@ -99,6 +101,8 @@ def check_content(path: Path) -> None:
             check_settings(settings, set(archive.namelist()), path)
             check_manifest(json.loads(archive.read(MANIFEST)), set(archive.namelist()), path)
             check_model(archive, settings["handler"]["runtime"])
+    except ArchiveError:
+        raise
     except UNREADABLE as error:
         raise ArchiveError(f"{path} is damaged: {error}; {REBUILD}") from error
 
@@ -162,6 +166,11 @@ def check_manifest(manifest: object, names: set[str], path: Path) -> None:
     for key in ("modelName", "modelVersion"):
         if not isinstance(model.get(key), str) or not re.fullmatch(r"\w[\w.-]*", model[key], re.ASCII):
             raise ArchiveError(f"{path}: {MANIFEST}: {key} is {model.get(key)!r}; use letters, digits, _ . and -")
+    if model["modelVersion"] in RESERVED:
+        raise ArchiveError(
+            f"{path}: {MANIFEST}: modelVersion is {model['modelVersion']!r}, which has a meaning of its own; "
+            "use another, such as 1.0"
+        )
 
 
 def checksum_path(path: Path) -> Path:

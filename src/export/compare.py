@@ -29,6 +29,7 @@ from src.training.pages import table
 from src.training.plots import plot_formats
 from src.training.predictions import in_batches, load_images
 
+PAGE = Path("docs/formats.md")
 BATCHES = (32, 256)
 
 logger = logging.getLogger(__name__)
@@ -151,18 +152,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="use only so many images (for a quick try)")
     parser.add_argument("--test", action="store_true", help="accuracy on the test images instead")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
-    parser.add_argument("--output", type=Path, default=Path("docs/formats.md"))
+    parser.add_argument("--output", type=Path, help=f"default: {PAGE}; for another experiment in paths.metrics")
     arguments, config = parse_config(parser, argv)
     for name, value in (("rounds", arguments.rounds), ("limit", arguments.limit)):
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}; it must be at least 1")
     torch.set_num_threads(1)
     split = "test" if arguments.test else "validation"
+    output = arguments.output or (PAGE if config.name == "fashion_mnist" else Path(config.paths.metrics) / PAGE.name)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise ValueError(f"--output {output} is a folder; name a file in it, such as {output / PAGE.name}")
         folder = Path(arguments.model_path or config.paths.best_model)
         formats = formats_of(folder, arguments.compile)
         images, labels = load_images(config.data.directory, split, folder, formats[0].predictor.config)
         engines, left_out = engines_of(folder)
+        missing = [file for file in FILES.values() if file is not None and not (folder / file).is_file()]
+        left_out += [f"ONNX: no {file} in {folder}; python -m src.export.onnx makes it" for file in missing]
     except (OSError, ValueError) as error:
         logger.error("error: %s", error)
         return 1
@@ -172,14 +179,13 @@ def main(argv: list[str] | None = None) -> int:
     formats += engines
     measure(formats, images, labels, arguments.rounds)
     title = f"accuracy, {len(images)} {split} images"
-    logger.info("%s", "\n".join([table(formats, title), *left_out]))
+    logger.info("%s", "\n".join([format_table(formats, title), *left_out]))
     picture = Path(config.paths.plots) / "formats.png"
     plot_formats([(item.name, item.images_per_second(BATCHES[-1]), item.accuracy) for item in formats], picture)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m src.export.compare", *(argv if argv is not None else sys.argv[1:])])
-    link = Path(os.path.relpath(picture, arguments.output.parent)).as_posix()
-    arguments.output.write_text(page(formats, left_out, title, command, link))
-    logger.info("wrote %s and %s", arguments.output, picture)
+    link = Path(os.path.relpath(picture, output.parent)).as_posix()
+    output.write_text(page(formats, left_out, title, command, link))
+    logger.info("wrote %s and %s", output, picture)
     return 0
 
 

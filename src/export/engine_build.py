@@ -61,31 +61,33 @@ def build(config, source: Path, target: Path, batch: int, precision: str, trtexe
                 build_with_package(source, partial, batch, precision)
             else:
                 build_with_trtexec(trtexec, source, partial, batch, precision)
-            verify(partial, reference, images, labels, precision, config)
+            verified = verify(partial, reference, images, labels, precision, config)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
     origin = {WEIGHTS_KEY: weights, "precision": precision, "batch": batch, "calibration": method}
+    origin["compared_with_pytorch"] = verified
     origin_path(target).write_text(json.dumps(origin, indent=2) + "\n")
     logger.info("wrote %s (%d bytes): %s, batches of 1 to %d", target, target.stat().st_size, precision, batch)
 
 
-def verify(path: Path, reference: Predictor, images: np.ndarray, labels: np.ndarray, precision: str, config) -> None:
+def verify(path: Path, reference: Predictor, images: np.ndarray, labels: np.ndarray, precision: str, config) -> bool:
     """Compare the engine with PyTorch on ``images``; without the Python package a warning says that it cannot be.
 
-    Raises ExportError when it differs too much.
+    Returns whether it was. Raises ExportError when it differs too much.
     """
     try:
         import_tensorrt()
     except EngineError as error:
         logger.warning("WARNING: the engine is not compared with PyTorch: %s", error)
-        return
+        return False
     wanted = in_batches(reference.probabilities, images, BATCH, "PyTorch")
     result = check(TensorRtRuntime(path), reference.config, images, labels, wanted)
     if precision == "fp32" and result["max_difference"] > MAX_DIFFERENCE:
         raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, above {MAX_DIFFERENCE}")
     loss = float((wanted.argmax(1) == labels).mean()) - result["accuracy"]
     check_loss(f"the {precision} engine", loss, len(images), config, "take fp32")
+    return True
 
 
 def network_input(path: Path) -> tuple[str, tuple[int, int, int]]:

@@ -20,7 +20,16 @@ from src.models.registry import NEED_TIMM
 from src.models.storage import weights_sha256
 
 SERVER = Path("torchserve")  # the settings; and where export_model_for_torchserve.py writes when not told
-REMAKE = "make it with: python -m src.export.onnx && python export_model_for_torchserve.py; or give --runtime torch"
+
+
+def remedy(source: Path) -> str:
+    """What makes the ONNX files of the model that was exported to ``source``."""
+    if source == SERVER:
+        remake = "python -m src.export.onnx && python export_model_for_torchserve.py"
+        return f"make it with: {remake}; or give --runtime torch"
+    card = ModelConfig.load(source / CONFIG_NAME)
+    other = "" if card.architecture in NEED_TIMM else "; or give --runtime torch"
+    return f"make it with: python -m src.export.onnx --config configs/config.yaml experiment={card.name}{other}"
 
 
 def stage(folder: Path, runtime: str | None, source: Path = SERVER) -> str:
@@ -42,7 +51,7 @@ def stage(folder: Path, runtime: str | None, source: Path = SERVER) -> str:
         from src.inference.onnx_runtime import OnnxRuntime
 
         if not (source / name).is_file():
-            raise ModelError(f"{source / name} does not exist, which the runtime {runtime} reads; {REMAKE}")
+            raise ModelError(f"{source / name} does not exist, which the runtime {runtime} reads; {remedy(source)}")
         OnnxRuntime(source / name).check_weights(weights_sha256(load_state(source / STATE_NAME)))
         shutil.copyfile(source / name, folder / "extra" / name)
     (folder / MODEL_SETTINGS).write_text(

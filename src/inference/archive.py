@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # torch is imported where it is used: the ONNX runtimes do wi
 
 STATE_NAME = "model.pt"
 CONFIG_NAME = "model_config.json"
+# What torch.load raises for a file that is none of its own, cut or empty.
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError, OSError, AttributeError)
 
 
 def save_archived_model(folder: Path, model: "ImageClassifier", config: ModelConfig, name: str = STATE_NAME) -> None:
@@ -37,9 +39,12 @@ def load_state(path: Path) -> "dict[str, Tensor]":
     if not path.is_file():
         raise ModelError(f"{path} does not exist; build the archive again: ./create_mar_archive.sh")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
         raise ModelError(f"{path} is no state_dict that torch can read: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path} holds no state_dict; make it with: python export_model_for_torchserve.py")
+    return state
 
 
 def load_archived_model(folder: Path) -> "tuple[ImageClassifier, ModelConfig]":

@@ -30,8 +30,8 @@ def build_timm(
     """timm's model ``name``; with 0 ``classes`` it ends in its pooled features. ``section``: its part of ``model`` in
     the config, for messages. ``pretrained`` downloads timm's weights; ``weights`` reads a local file instead.
 
-    Raises ValueError for a name that timm does not know, FileNotFoundError when that file is missing, ConnectionError
-    when the download fails."""
+    Raises ValueError for a name that timm does not know or a file of other weights, FileNotFoundError when that file
+    is missing, ConnectionError when the download fails, ImportError without timm."""
     try:
         import timm
     except ImportError as error:
@@ -44,8 +44,7 @@ def build_timm(
         raise ValueError(f"timm has no model {name!r}; with a similar name it has: {', '.join(close) or 'none'}")
     source = {}
     if weights is not None:
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"weights names {weights}, which does not exist")
+        check_weights(name, weights)
         source = {"pretrained_cfg_overlay": {"file": weights}}
     try:
         return timm.create_model(
@@ -67,3 +66,28 @@ def build_timm(
             f"the pretrained weights of {name} cannot be downloaded ({type(error).__name__}); name a local file "
             f"(model.{section}.weights=FILE) or train from scratch (model.{section}.pretrained=false)"
         ) from error
+
+
+def check_weights(name: str, weights: str) -> None:
+    """The file ``weights`` holds every weight of timm's model ``name`` but the classifier's: timm itself takes any.
+
+    Raises FileNotFoundError, or ValueError for a file of another network or none.
+    """
+    import timm
+    from safetensors import SafetensorError
+
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"weights names {weights}, which does not exist")
+    network = timm.create_model(name)
+    try:
+        found = timm.models.load_state_dict(weights, weights_only=True).keys()
+    except (RuntimeError, UnpicklingError, SafetensorError, AttributeError, TypeError, KeyError, EOFError) as error:
+        raise ValueError(f"weights names {weights}, which does not hold the weights of {name} ({error})") from error
+    head = f"{network.default_cfg['classifier']}."
+    counters = "num_batches_tracked"  # of batch norm; older files lack them
+    missing = [key for key in network.state_dict() if not key.startswith(head) and not key.endswith(counters)]
+    if missing := [key for key in missing if key not in found]:
+        raise ValueError(
+            f"weights names {weights}, which does not hold the weights of {name}: {len(missing)} are missing, "
+            f"such as {missing[0]}"
+        )

@@ -46,6 +46,8 @@ def call(
         with error:
             said = " ".join(error.read().decode(errors="replace").split())
         raise Refused(f"{request.get_method()} {url} answers {error.code}: {said}", error.code) from error
+    except urllib.error.URLError as error:
+        raise ConnectionError(f"{request.get_method()} {url}: {error.reason}") from error
     except http.client.HTTPException as error:  # the connection ended within an answer
         raise ConnectionError(f"{request.get_method()} {url}: {error!r}") from error
 

@@ -31,12 +31,17 @@ def load_golden(folder: Path) -> list[Item]:
         reader = csv.DictReader(file)
         if not {"filename", "label"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} has the columns {reader.fieldnames}; it needs filename and label")
-        rows = [(row["filename"], row["label"]) for row in reader]
+        try:
+            rows = [(reader.line_num, row["filename"], row["label"]) for row in reader]
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    if short := [line for line, *values in rows if not all(values)]:
+        raise ValueError(f"{path}, line {short[0]}: it needs a filename and a label")
     if not rows:
         raise ValueError(f"{path} names no image")
-    if missing := [name for name, _ in rows if not (folder / name).is_file()]:
+    if missing := [name for _, name, _ in rows if not (folder / name).is_file()]:
         raise ValueError(f"{path} names {missing[0]}, which is not in {folder}")
-    return [Item(name, (folder / name).read_bytes(), label) for name, label in rows]
+    return [Item(name, (folder / name).read_bytes(), label) for _, name, label in rows]
 
 
 def answer_golden(service: Service, items: list[Item], version: str = "") -> list[dict]:
@@ -49,13 +54,17 @@ def answer_golden(service: Service, items: list[Item], version: str = "") -> lis
 
 
 def is_prediction(answer: object) -> bool:
-    """Whether an answer is as the handler's: a network that computes NaN brings null for a probability."""
-    if not isinstance(answer, dict) or not {"predicted_label", "probabilities", "model_version"} <= answer.keys():
+    """Whether an answer is as the handler's."""
+    known = {"predicted_label", "probabilities", "model_version"}
+    return isinstance(answer, dict) and known <= answer.keys() and is_numeric(answer)
+
+
+def is_numeric(answer: dict) -> bool:
+    """Whether it has a label and a number for each class: a network that computes NaN brings null for a probability."""
+    label, probabilities = answer["predicted_label"], answer["probabilities"]
+    if not isinstance(label, str) or not isinstance(probabilities, dict) or not probabilities:
         return False
-    probabilities = answer["probabilities"]
-    return isinstance(probabilities, dict) and all(
-        isinstance(value, int | float) and math.isfinite(value) for value in probabilities.values()
-    )
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in probabilities.values())
 
 
 def count_right(items: list[Item], answers: list[dict]) -> int:

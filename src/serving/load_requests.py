@@ -4,12 +4,15 @@ import base64
 import io
 import json
 import math
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from src.serving.golden import is_numeric
 
 BOUNDARY = "load-test-form-boundary"
 FORMS = ("json", "multipart", "raw")
@@ -32,10 +35,16 @@ def load_images(npz: Path, mirror: Path | None) -> tuple[np.ndarray, np.ndarray,
     """Test images uint8 (N, C, H, W), labels (N,) with -1 for unknown, and where they come from.
 
     The prepared split ``npz`` if it is there, else Fashion-MNIST's test files in ``mirror``, else drawn ones.
+    Raises ValueError for a file that is no such split.
     """
     if npz.is_file():
-        with np.load(npz) as content:
-            return content["images"], content["labels"], f"{len(content['labels'])} test images of {npz}"
+        try:
+            with np.load(npz) as content:
+                return content["images"], content["labels"], f"{len(content['labels'])} test images of {npz}"
+        except (AttributeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{npz} holds no images and labels ({error}); give a split that prepare.py wrote"
+            ) from error
     if mirror is not None:
         from src.data.fashion_mnist import FILES, SUBFOLDER, read_idx  # needs packages that a server has not
 
@@ -119,7 +128,9 @@ def find_fault(shot: Shot, status: int, body: bytes) -> str:
     if not isinstance(answer, dict) or not answer.keys() >= set(FIELDS):
         return f"the answer misses one of {', '.join(FIELDS)}"
     probabilities = answer["probabilities"]
-    if not isinstance(probabilities, dict) or not math.isclose(sum(probabilities.values()), 1, abs_tol=1e-3):
+    if not is_numeric(answer):
+        return "the answer has no label, or not a number for each class"
+    if not math.isclose(sum(probabilities.values()), 1, abs_tol=1e-3):
         return "the probabilities do not sum to 1"
     if not probabilities.get(answer["predicted_label"]) == answer["confidence"] == max(probabilities.values()):
         return "the predicted label is not the most probable one"

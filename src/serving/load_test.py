@@ -1,11 +1,12 @@
 """Does a running server keep what its users were promised? ``python -m src.serving.load_test``
 
 Sends test images in the three input forms and 2% bad requests at a constant rate, prints a table, writes a JSON file
-and an HTML report, and exits 0 when every promise is kept, 1 when one is missed, 2 when there is no server.
+and an HTML report, and exits 0 when every promise is kept, 1 when one is missed, 2 when it could not begin.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -22,6 +23,8 @@ from src.serving.load_requests import load_images, mix
 from src.serving.load_users import TIMEOUT, Answer, Usage, run_users
 from src.serving.management import NotReady, Service, check_ready
 from src.serving.processes import listening_process
+from src.serving.tls import client_context
+from src.serving.tokens import add_token
 
 BAD_SHARE = 0.02
 LIMITS = {"mean_ms": 200.0, "p95_ms": 300.0, "failures": 0.01, "cpu": 0.70, "memory_mb": 2000.0}
@@ -98,12 +101,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data/fashion_mnist/test.npz"), help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("logs/load_test"), help="a folder; default: %(default)s")
     for api in ("management", "inference"):
-        token = os.environ.get(f"TORCHSERVE_{api.upper()}_TOKEN", "")
-        parser.add_argument(f"--{api}-token", default=token, help=f"the {api} key of a --secure server")
+        add_token(parser, api)
     arguments = parser.parse_args(argv)
     for name in ("rate", "duration"):
-        if getattr(arguments, name) <= 0:
-            parser.error(f"--{name} is {getattr(arguments, name):g}; it must be above 0")
+        if not 0 < getattr(arguments, name) < math.inf:
+            parser.error(f"--{name} is {getattr(arguments, name):g}; it must be above 0 and finite")
     return arguments
 
 
@@ -112,11 +114,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         server = Service(arguments.model, management=arguments.management, management_token=arguments.management_token)
         workers = check_ready(server)
+        mirror = Path(os.environ["DATA_MIRROR"]) if os.environ.get("DATA_MIRROR") else None
+        images, labels, source = load_images(arguments.data, mirror)
+        client_context()  # a certificate that cannot be read is told now
+        arguments.output.mkdir(parents=True, exist_ok=True)
     except NotReady as error:
         print(f"error: {error}; start a server with ./run_torchserve.sh", file=sys.stderr)
         return 2
-    mirror = Path(os.environ["DATA_MIRROR"]) if os.environ.get("DATA_MIRROR") else None
-    images, labels, source = load_images(arguments.data, mirror)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"{arguments.rate:g} requests/s for {arguments.duration:g} s to {workers} workers: {source}")
     answers, usage = run_users(
         f"{arguments.inference}/predictions/{arguments.model}",
@@ -137,7 +144,6 @@ def main(argv: list[str] | None = None) -> int:
         "workers": workers,
         "images": source,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
     content = {"about": about, "figures": figures, "verdicts": [asdict(verdict) for verdict in verdicts]}
     (arguments.output / "load_test.json").write_text(json.dumps(content, indent=2) + "\n")
     write_report(arguments.output / "load_test.html", about, show(figures, verdicts), answers, usage)

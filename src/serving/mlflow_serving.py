@@ -12,7 +12,13 @@ import socket
 import sys
 from pathlib import Path
 
+import orjson
+
+from src.image_files import read_image
+from src.inference.predictor import attempt
+from src.inference.requests import error_body
 from src.inference.runtimes import FILES
+from src.preprocessing import ImageError
 from src.serving.client import Refused, call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,12 +100,14 @@ def status(url: str) -> dict:
 
 
 def predict(url: str, paths: list[Path]) -> list[dict]:
-    """One answer a file, with its name; a file that is no image gets ``code``, ``type`` and ``message``."""
+    """One answer a file, with its name; a file that is no image, or cannot be read, gets ``code``, ``type`` and
+    ``message``."""
     answers: list[dict] = []
     for start in range(0, len(paths), IMAGES):
-        part = paths[start : start + IMAGES]
-        texts = [base64.b64encode(path.read_bytes()).decode() for path in part]
-        answers += invoke(url, texts, {"bad_images": "report"})
+        read = [attempt(read_image, path) for path in paths[start : start + IMAGES]]
+        texts = [base64.b64encode(data).decode() for data in read if not isinstance(data, ImageError)]
+        given = iter(invoke(url, texts, {"bad_images": "report"}) if texts else ())
+        answers += [orjson.loads(error_body(data)) if isinstance(data, ImageError) else next(given) for data in read]
     return [{"file": str(path), **answer} for path, answer in zip(paths, answers, strict=True)]
 
 
@@ -146,6 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "serve" and arguments.workers < 1:
         parser.error(f"--workers is {arguments.workers}; it must be at least 1")
+    if arguments.command == "serve" and not 0 < arguments.port < 65536:
+        parser.error(f"--port is {arguments.port}; it must lie between 1 and 65535")
     try:
         return run(arguments)
     except (ValueError, OSError) as error:  # ModelError and Refused are among them

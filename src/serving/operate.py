@@ -5,7 +5,6 @@ Runs on the serving environment; only ``deploy`` and ``rollback`` need more of i
 
 import argparse
 import json
-import os
 import signal
 import sys
 from contextlib import suppress
@@ -16,6 +15,7 @@ from src.serving.draining import drain
 from src.serving.golden import DEFAULT_GOLDEN, load_golden
 from src.serving.management import Service, show_status, status, wait_ready
 from src.serving.scaling import scale
+from src.serving.tokens import add_token
 
 STORE = Path("torchserve/model-store")
 
@@ -42,14 +42,13 @@ def build_parser() -> argparse.ArgumentParser:
     sending.add_argument("file", type=Path)
     for command in (deploying, back, draining):
         command.add_argument("--store", type=Path, default=STORE, help="the server's model store: %(default)s")
-    keys, fields = os.environ, Service()
+    fields = Service()
     for command in commands.choices.values():
         command.add_argument("--model", default=fields.model, help="default: %(default)s")
         for api in ("inference", "management", "metrics"):
             command.add_argument(f"--{api}", default=getattr(fields, api), help="default: %(default)s")
         for api in ("management", "inference"):
-            token = keys.get(f"TORCHSERVE_{api.upper()}_TOKEN", "")
-            command.add_argument(f"--{api}-token", default=token, help=f"the {api} key of a --secure server")
+            add_token(command, api)
     return parser
 
 

@@ -4,13 +4,13 @@ from urllib.parse import urlsplit
 
 import psutil
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
+from src.serving.client import LOOPBACK
 
 
 def listening_process(url: str) -> psutil.Process | None:
     """The process that listens at ``url``; None when the host is another one or the process is not to be seen."""
     address = urlsplit(url)
-    if address.hostname not in LOCAL:
+    if address.hostname not in LOOPBACK:
         return None
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == address.port and connection.pid:

@@ -27,7 +27,8 @@ def deploy(service: Service, archive: Path, store: Store, items: list[Item], wat
     """Roll ``archive`` out and return its version.
 
     Raises ArchiveError, and RolloutError, NotReady, ValueError or OSError after going back; nothing of it is left in
-    the store. So it is after Ctrl-C, or a signal that raises an exception.
+    the store. So it is after Ctrl-C, or a signal that raises an exception; once ``archive`` serves for good, either
+    ends the wait for the old version, which then stays registered.
     """
     digest = verify(archive)
     if archive.resolve().parent == store.folder.resolve():
@@ -48,7 +49,7 @@ def deploy(service: Service, archive: Path, store: Store, items: list[Item], wat
     except BaseException:
         store.remove(target)
         raise
-    retire(service, old, say)
+    retire_or_say(service, old, say)
     return version
 
 
@@ -65,7 +66,7 @@ def roll_back(service: Service, store: Store, say: Callable) -> str:
     verify(before)
     version = version_of(before, service.model)
     old = replace_default(service, before, version, partial(store.write, names[:-1]), say)
-    retire(service, old, say)
+    retire_or_say(service, old, say)
     store.remove(store.folder / names[-1])
     return version
 
@@ -171,6 +172,19 @@ def go_back(service: Service, old: str, new: str, say: Callable) -> None:
         retire(service, new, say)
 
 
+def retire_or_say(service: Service, version: str, say: Callable) -> None:
+    """``retire``, or say that the version stays: the new one serves by now, whatever becomes of the old one."""
+    try:
+        retire(service, version, say)
+    except (OSError, RuntimeError, SystemExit) as error:  # SystemExit: the command was told to end
+        say(f"version {version} stays registered ({error}); later: {removal(service, version)}")
+
+
+def removal(service: Service, version: str) -> str:
+    """The command that unregisters a version."""
+    return f"curl -X DELETE {service.management}/models/{service.model}/{version}"
+
+
 def retire(service: Service, version: str, say: Callable) -> None:
     """Unregister a version that is no longer the default, once it has answered all it took."""
 
@@ -181,7 +195,7 @@ def retire(service: Service, version: str, say: Callable) -> None:
     if not do_when_idle(service, version, RETIRE, remove):
         say(
             f"version {version} stays registered: it is still asked for by its number; "
-            f"later: curl -X DELETE {service.management}/models/{service.model}/{version}"
+            f"later: {removal(service, version)}"
         )
         return
     say(f"version {version} is unregistered")

@@ -54,6 +54,16 @@ def has_expired(key: dict[str, str]) -> bool:
     return datetime.fromisoformat(key["expiration time"]) < datetime.now(UTC)
 
 
+def add_token(parser: argparse.ArgumentParser, kind: str) -> None:
+    """The option for the ``inference`` or ``management`` key. The environment keeps it from who lists processes."""
+    variable = f"TORCHSERVE_{kind.upper()}_TOKEN"
+    parser.add_argument(
+        f"--{kind}-token",
+        default=os.environ.get(variable, ""),
+        help=f"the {kind} key of a --secure server; better in {variable}, for others can see a command line",
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=("inference", "management"))

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -12,7 +13,14 @@ from src.config import to_dict
 from src.data.datamodule import ImageDataModule, check_prepared, load_class_names, load_data_info
 from src.models import ImageClassifier, ModelConfig, build_network
 from src.preprocessing import Preprocessing
-from src.training.callbacks import LAST_NAME, History, RunFolder, checkpoint_callbacks, optional_callbacks
+from src.training.callbacks import (
+    LAST_NAME,
+    History,
+    RunFolder,
+    check_resumable,
+    checkpoint_callbacks,
+    optional_callbacks,
+)
 from src.training.distillation import DistillationLoss, load_teachers
 from src.training.module import ClassifierModule
 from src.training.tracking import RunLogger, git_commit, open_run, read_run_id
@@ -64,8 +72,10 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     data = ImageDataModule(config)
     best, last = checkpoint_callbacks(config)
     resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
+    if resume_from:
+        check_resumable(Path(config.paths.checkpoints), card, config.training)
     run = open_run(config, read_run_id(last.dirpath) if resume_from else None, tags)
-    folder, history = RunFolder(last.dirpath, run.run_id, card, config.training.resume), History()
+    folder, history = RunFolder(last.dirpath, run.run_id, card, config.training), History()
     trainer = build_trainer(config, [folder, history, *optional_callbacks(config), best, last], run)
     try:
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=False)
