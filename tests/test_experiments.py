@@ -1,6 +1,7 @@
 """The other experiments: class folders, archives, items and manifests; and what each of them trains."""
 
 import csv
+import io
 import json
 import shutil
 import tarfile
@@ -193,6 +194,24 @@ def test_another_archive_of_the_same_size_is_unpacked_again(tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
             archive.writestr("note.txt", text)
         assert (unpack(tmp_path / "a.zip", tmp_path / "a") / "note.txt").read_text() == text
+
+
+def test_a_tar_that_leads_out_of_its_folder_is_refused_and_its_links_are_passed_over(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"photo")
+    (tmp_path / "link.jpg").symlink_to("/etc/passwd")
+    for name, inside in (("good.tar", "Bag/photo.jpg"), ("evil.tar", "../photo.jpg"), ("absolute.tar", "/tmp/x.jpg")):
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.add(tmp_path / "link.jpg", "Bag/link.jpg")
+            entry = archive.gettarinfo(tmp_path / "photo.jpg")
+            entry.name = inside
+            archive.addfile(entry, io.BytesIO(b"photo"))
+    folder = unpack(tmp_path / "good.tar", tmp_path / "good")
+    assert sorted(path.name for path in (folder / "Bag").iterdir()) == ["photo.jpg"]
+    for name in ("evil.tar", "absolute.tar"):
+        with pytest.raises(
+            ValueError, match=rf"{name} cannot be unpacked \(.*photo\.jpg leads out|/tmp/x\.jpg leads out"
+        ):
+            unpack(tmp_path / name, tmp_path / "bad")
 
 
 def test_an_absolute_folder_in_an_archive_is_refused(tmp_path):

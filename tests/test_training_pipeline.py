@@ -242,7 +242,7 @@ def test_there_must_be_something_to_resume(tiny_config):
     [
         ("training.learning_rate=0.5", r"training\.learning_rate is 0\.5, but the run in .* began with"),
         ("training.optimizer=adamw", r"training\.optimizer is 'adamw', but the run in .* began with"),
-        ("model.resnet.widths=[8, 8, 16]", r"architecture_args is .*, but the run in .* began with"),
+        ("model.resnet.widths=[16, 16]", r"architecture_args is .*, but the run in .* began with"),
         ("model.architecture=basic_cnn", r"architecture is 'basic_cnn', but the run in .* began with 'resnet'"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_with(elsewhere, content):
     train(config)
     last = Path(config.paths.checkpoints) / "last.ckpt"
     last.write_bytes(last.read_bytes()[:5000] if content is None else content)
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*start without training\.resume"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*start a new run without training\.resume"):
         train(elsewhere("one", "training.epochs=2", "training.resume=true"))
 
 

@@ -108,7 +108,7 @@ def unpack(archive: Path, target: Path) -> Path:
                 content.extractall(target)  # noqa: S202  # nosec B202
         else:
             with tarfile.open(archive) as content:
-                content.extractall(target, filter="data")
+                unpack_files(content, target.resolve())
     # zipfile's RuntimeError: a password, or a compression that Python does not know.
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise ValueError(
@@ -116,6 +116,23 @@ def unpack(archive: Path, target: Path) -> Path:
         ) from error
     done.write_text(stamp)
     return target
+
+
+def unpack_files(content: tarfile.TarFile, target: Path) -> None:
+    """The plain files of a tar; links and devices hold no image. Raises TarError for a path that leads elsewhere.
+
+    Debian 12's Python, 3.11.2, has not yet the filters of ``extractall``.
+    """
+    for member in content:
+        place = (target / member.name).resolve()
+        if not place.is_relative_to(target):
+            raise tarfile.TarError(f"{member.name} leads out of its folder")
+        if member.isfile():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with content.extractfile(member) as source, place.open("wb") as file:
+                shutil.copyfileobj(source, file)
+        elif member.isdir():
+            place.mkdir(parents=True, exist_ok=True)
 
 
 def find_folder(root: Path, name: str | None) -> Path:

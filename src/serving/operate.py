@@ -5,9 +5,9 @@ Runs on the serving environment; only ``deploy`` and ``rollback`` need more of i
 
 import argparse
 import json
+import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from src.serving.client import send
@@ -93,8 +93,10 @@ def show_count(workers: int) -> str:
 
 def say(line: str) -> None:
     """Print a step at once, also into a pipe; when nobody reads any more the work goes on."""
-    with suppress(OSError):
+    try:
         print(line, flush=True)
+    except OSError:  # what could not be written would be tried again at the end, and make another exit status
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_by_exception() -> None:
