@@ -208,9 +208,7 @@ def test_a_tar_that_leads_out_of_its_folder_is_refused_and_its_links_are_passed_
     folder = unpack(tmp_path / "good.tar", tmp_path / "good")
     assert sorted(path.name for path in (folder / "Bag").iterdir()) == ["photo.jpg"]
     for name in ("evil.tar", "absolute.tar"):
-        with pytest.raises(
-            ValueError, match=rf"{name} cannot be unpacked \(.*photo\.jpg leads out|/tmp/x\.jpg leads out"
-        ):
+        with pytest.raises(ValueError, match=rf"{name} cannot be unpacked \(\S+ leads out of its folder"):
             unpack(tmp_path / name, tmp_path / "bad")
 
 
