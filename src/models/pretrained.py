@@ -85,8 +85,8 @@ def check_weights(name: str, weights: str) -> None:
         raise ValueError(f"weights names {weights}, which does not hold the weights of {name} ({error})") from error
     head = f"{network.default_cfg['classifier']}."
     counters = "num_batches_tracked"  # of batch norm; older files lack them
-    missing = [key for key in network.state_dict() if not key.startswith(head) and not key.endswith(counters)]
-    if missing := [key for key in missing if key not in found]:
+    wanted = [key for key in network.state_dict() if not key.startswith(head) and not key.endswith(counters)]
+    if missing := [key for key in wanted if key not in found]:
         raise ValueError(
             f"weights names {weights}, which does not hold the weights of {name}: {len(missing)} are missing, "
             f"such as {missing[0]}"
