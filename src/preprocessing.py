@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from src.plain_png import read_plain_png
-from src.styles import STYLES, is_white_on_black, to_white_on_black
+from src.styles import DETAIL, STYLES, is_on_black, keep_on_black, to_white_on_black
 
 MAX_PIXELS = 20_000_000
 MAX_SCANS = 100  # of a JPEG: each goes over all of its pixels, and takes a few bytes
@@ -151,7 +151,7 @@ def _load(data: bytes, spec: Preprocessing, max_pixels: int) -> Image.Image:
         raise ImageError("too_large", f"the image has {scans} scans, the limit is {MAX_SCANS}")
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         # Let libjpeg skip detail that the resize would throw away: 12 megapixels in a tenth of the time.
-        side = 4 * max(spec.width, spec.height)
+        side = (4 if spec.style == "plain" else DETAIL) * max(spec.width, spec.height)
         image.draft(image.mode, (side, side))
     elif image.format == "PNG" and "transparency" in image.info:
         image.info["transparency"] = _png_transparency(image)
@@ -207,8 +207,9 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 def fit(image: Image.Image, spec: Preprocessing, out: np.ndarray | None = None) -> np.ndarray:
     """Bring an ``L`` or ``RGB`` image to ``spec``: uint8 (channels, height, width), ``out`` if given."""
     size = (spec.width, spec.height)
-    if spec.style == "fashion_mnist" and not is_white_on_black(image, size):
-        image = to_white_on_black(image, size, RESAMPLING[spec.resample])
+    if spec.style == "fashion_mnist":
+        convert = keep_on_black if is_on_black(image, size) else to_white_on_black
+        image = convert(image, size, RESAMPLING[spec.resample])
     mode = "L" if spec.channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     if image.size != size:

@@ -1,5 +1,6 @@
 """src/styles.py and src/training/photos.py: photos come out white on black; what already is stays as it is."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 from src.data.fashion_mnist import FILES, SUBFOLDER, read_idx
 from src.models import ModelConfig, build_classifier, save_model
 from src.preprocessing import Preprocessing, fit, preprocess
-from src.styles import is_white_on_black
+from src.styles import is_on_black
 from src.training.photos import CLASSES, END, main
 from tests.conftest import ROOT
 from tests.drawing import GARMENTS, draw_garment, draw_photo, encode
@@ -48,7 +49,7 @@ def test_a_garment_comes_out_white_on_black_and_centred(kind, colour):
     assert (28 - left - right) / (28 - above - below) == pytest.approx(x / y, rel=0.12)
     assert pixels[above : 28 - below, left : 28 - right].max() > 180
     assert np.median(pixels[0]) <= 70
-    assert is_white_on_black(Image.fromarray(pixels), SIZE)
+    assert is_on_black(Image.fromarray(pixels), SIZE)
 
 
 @pytest.mark.parametrize("kind", GARMENTS)
@@ -64,12 +65,43 @@ def test_what_is_white_on_black_is_only_resized(kind, side, mode):
     if mode == "P" and kind in ("JPEG", "WEBP"):
         pytest.skip(f"{kind} has no palette")
     data = encode(draw_garment("Shirt", seed=3).resize((side, side), Image.Resampling.BICUBIC).convert(mode), kind)
-    np.testing.assert_array_equal(preprocess(data, STYLE), preprocess(data, PLAIN))
+    resized = fit(Image.open(io.BytesIO(data)).convert("L"), PLAIN)
+    np.testing.assert_array_equal(preprocess(data, STYLE), resized)
 
 
-def test_a_dark_photo_with_colours_is_a_photo():
-    assert not is_white_on_black(photo((20, 20, 60)), SIZE)
-    assert not is_white_on_black(photo(BACKGROUNDS["white"]).convert("L"), SIZE)
+def test_a_dark_garment_that_touches_the_upper_corners_is_no_background():
+    image = Image.new("RGB", (300, 400), "white")
+    ImageDraw.Draw(image).polygon([(0, 0), (299, 0), (220, 399), (80, 399)], (25, 25, 28))
+    assert not is_on_black(image, SIZE)
+    assert not is_on_black(image.convert("L"), SIZE)
+    assert not is_on_black(photo(BACKGROUNDS["white"]).convert("L"), SIZE)
+
+
+@pytest.mark.parametrize("tint", [(255, 245, 235), (200, 30, 40)], ids=["warm", "red"])
+def test_a_coloured_garment_on_black_stays_bright_on_black(tint):
+    gray = np.asarray(draw_garment("Shirt", seed=3), np.float32)[..., None] / 255
+    pixels = fit(Image.fromarray((gray * tint).round().astype(np.uint8)), STYLE)[0]
+    assert pixels[0].max() == pixels[:, 0].max() == 0
+    np.testing.assert_allclose(pixels, gray[..., 0] * np.dot(tint, (0.299, 0.587, 0.114)), atol=2)
+
+
+@pytest.mark.parametrize("side", [28, 280])
+def test_an_image_on_black_that_is_not_square_is_not_squashed(side):
+    garment = draw_garment("Shirt", seed=3).resize((side, side), Image.Resampling.BICUBIC)
+    wide = Image.new("L", (2 * side, side))
+    wide.paste(garment, (side // 2, 0))
+    pixels = fit(wide, STYLE)[0].astype(int)
+    middle = np.asarray(garment.resize((14, 14), Image.Resampling.BILINEAR, reducing_gap=3.0)).astype(int)
+    assert abs(pixels[7:21, 7:21] - middle).max() <= 2
+    pixels[7:21, 7:21] = 0
+    assert pixels.max() <= 2
+
+
+def test_a_garment_that_is_small_in_its_photo_keeps_its_detail_as_jpeg():
+    image = Image.new("RGB", (900, 900), "white")
+    image.paste(photo(BACKGROUNDS["white"], "Shirt", (200, 200)), (400, 400))
+    png, jpeg = (preprocess(encode(image, kind), STYLE).astype(int) for kind in ("PNG", "JPEG"))
+    assert abs(png - jpeg).mean() < 12
 
 
 def test_no_image_of_the_dataset_is_converted_and_every_negative_is(mirror):
@@ -77,7 +109,7 @@ def test_no_image_of_the_dataset_is_converted_and_every_negative_is(mirror):
     for name in (name for name in FILES if "images" in name):
         for pixels in read_idx(mirror / SUBFOLDER / name):
             changed += not np.array_equal(fit(Image.fromarray(pixels), STYLE)[0], pixels)
-            taken += is_white_on_black(Image.fromarray(255 - pixels), SIZE)
+            taken += is_on_black(Image.fromarray(255 - pixels), SIZE)
             count += 1
     assert (count, changed, taken) == (70_000, 0, 0)
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from src.export.staging import stage
 from src.inference import Predictor
@@ -87,11 +88,38 @@ print(json.dumps([name for name in ("torch", "safetensors", "onnx", "yaml", "sci
     assert list(tmp_path.iterdir()) == []  # ONNX Runtime's telemetry would leave the id of its session here
 
 
+@pytest.mark.parametrize("runtime", FILES)
+@pytest.mark.parametrize("colour", ["white", "black", (60, 60, 60), (128, 128, 128), "red"])
+def test_an_image_of_one_colour_gets_no_confident_answer(runtime, colour):
+    predictor = Predictor.load(ROOT / "models" / "best_model", runtime=runtime)
+    blank, garment = predictor.predict([encode(Image.new("RGB", (50, 60), colour)), encode(draw_garment("Bag"))])
+    assert blank.uncertain
+    assert list(blank.probabilities.values()) == pytest.approx([0.1] * 10)
+    assert garment.confidence > 0.2
+
+
 def test_an_archive_that_would_need_timm_on_the_server_is_refused(tmp_path):
     card = json.loads((ROOT / "models" / "flowers_small" / "best_model" / "config.json").read_text())
     (tmp_path / "model_config.json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match="prototypes needs timm, which a server has not: give --runtime onnx-int8"):
         stage(tmp_path, "torch", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "files", "said"),
+    [
+        ("best_model", ["model.onnx"], "; or give --runtime onnx or torch"),
+        ("best_model", [], "; or give --runtime torch"),
+        ("flowers_small/best_model", ["model.onnx"], "experiment=flowers_small; or give --runtime onnx"),
+        ("flowers_small/best_model", [], "experiment=flowers_small"),
+    ],
+)
+def test_a_missing_int8_file_names_the_runtimes_that_do_without_it(tmp_path, model, files, said):
+    shutil.copyfile(ROOT / "models" / model / "config.json", tmp_path / "model_config.json")
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=f"which the runtime onnx-int8 reads; make it with: .*{said}$"):
+        stage(tmp_path, "onnx-int8", tmp_path)
 
 
 def test_an_unknown_runtime_is_an_error_that_names_the_valid_ones(capsys, tmp_path):

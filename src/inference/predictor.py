@@ -87,8 +87,12 @@ class Predictor:
         return preprocess(data, self.config.preprocessing, out, max_pixels)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, C, H, W) -> calibrated probabilities float32 (N, classes)."""
-        return calibrate(self.runtime(images), self.config.temperature, self.config.exponent)
+        """uint8 (N, C, H, W) -> calibrated probabilities float32 (N, classes); equal ones for an image of one value."""
+        answers = calibrate(self.runtime(images), self.config.temperature, self.config.exponent)
+        blank = images.min((1, 2, 3)) == images.max((1, 2, 3))  # it shows nothing, whatever the network says
+        if blank.any():
+            answers[blank] = 1 / answers.shape[1]
+        return answers
 
     def label(self, probabilities: np.ndarray) -> Prediction:
         """One row of ``probabilities`` as a Prediction."""
