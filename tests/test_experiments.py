@@ -62,6 +62,14 @@ def test_every_experiment_composes_and_names_itself(name):
     assert config.paths.metrics == f"metrics/{folder}".rstrip("/")
 
 
+@pytest.mark.parametrize(
+    ("name", "images"), [("clothing", 307), ("clothing_small", 307), ("cifar10", 2500), ("deepfashion", 4480)]
+)
+def test_the_accuracy_that_int8_may_lose_is_more_than_one_image(name, images):
+    config = load_config(ROOT / DEFAULT_CONFIG, [f"experiment={name}"])
+    assert config.export.max_accuracy_loss * images > 2
+
+
 def test_class_folders_keep_their_test_set_and_hold_out_validation(fruits, config_of):
     info = prepare(config_of("fruits360"))
     assert [info["splits"][name]["images"] for name in ("train", "validation", "test")] == [68, 12, 20]
@@ -306,6 +314,65 @@ def test_a_manifest_may_begin_with_a_byte_order_mark_and_name_a_path_that_is_non
     (excluded,) = info["excluded"]
     assert "null byte" in excluded["reason"]
     assert load_data_info("metrics/deepfashion") == info
+
+
+def empty_department_class(root):
+    (root / "WOMEN" / "Hat").mkdir()
+
+
+def image_beside_the_items(root):
+    draw_photo_of("Bag", 1).save(root / "MEN" / "Bag" / "loose.jpg")
+
+
+def image_above_the_classes(root):
+    draw_photo_of("Bag", 1).save(root / "loose.png")
+
+
+def empty_item(root):
+    (root / "WOMEN" / "Bag" / "id_99999999").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "key"),
+    [("fruits360", [], "data.validation_size"), ("flowers", ["data.location=fruits-360/Training"], "data.test_size")],
+)
+def test_a_class_of_one_image_is_named(fruits, config_of, name, given, key):
+    for path in sorted((fruits / "Training" / "Bag").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=rf"{key} cannot divide a class of 1 image, which Bag has; add images or"):
+        prepare(config_of(name, *given))
+
+
+@pytest.mark.parametrize("location", ["img", "img/WOMEN"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (empty_department_class, "WOMEN/Hat has no item folder"),
+        (empty_item, "id_99999999 is empty"),
+    ],
+)
+def test_a_class_or_an_item_without_images_is_named(config_of, tmp_path, damage, message, location):
+    write_items(tmp_path / "img", items=6, views=1)
+    damage(tmp_path / "img")
+    with pytest.raises(ValueError, match=message):
+        prepare(config_of("deepfashion", f"data.location={location}"))
+
+
+@pytest.mark.parametrize("damage", [image_beside_the_items, image_above_the_classes])
+def test_an_image_that_is_in_no_item_folder_is_named(config_of, tmp_path, damage):
+    write_items(tmp_path / "img", items=6, views=1)
+    damage(tmp_path / "img")
+    with pytest.raises(ValueError, match=r"1 images are in no item folder: img/.*loose"):
+        prepare(config_of("deepfashion"))
+
+
+def test_linked_folders_of_items_are_followed(config_of, tmp_path):
+    write_items(tmp_path / "img", items=6, views=1)
+    (tmp_path / "img" / "MEN").rename(tmp_path / "elsewhere")
+    (tmp_path / "img" / "MEN").symlink_to(tmp_path / "elsewhere")
+    overrides = ["data.validation_size=0.3", "data.test_size=0.3", "data.same_image_rms=null"]
+    info = prepare(config_of("deepfashion", *overrides))
+    assert sum(split["images"] for split in info["splits"].values()) == 24
 
 
 def test_a_batch_of_the_binary_cifar_10_is_read(tmp_path):

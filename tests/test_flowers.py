@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from src.config import load_config
 from src.data.datamodule import ArrayDataset, load_split
 from src.data.triplets import TripletDataset
-from src.export.onnx import export
+from src.export.onnx import ExportError, export
 from src.inference import Predictor
 from src.models import load_model
 from src.training import neighbours
@@ -174,6 +174,12 @@ def test_settings_that_do_not_go_together(build, override, message):
 
 
 # ---- after training ----
+
+
+def test_an_int8_file_that_is_refused_names_the_runtime_a_server_can_use(build, trained):
+    config = build("whole", "export.max_accuracy_loss=-1")
+    with pytest.raises(ExportError, match=r"serve with --runtime onnx, or raise export\.max_accuracy_loss"):
+        export(config, config.paths.best_model)
 
 
 def test_onnx_and_int8_answer_as_pytorch_does(trained):

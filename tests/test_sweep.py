@@ -171,6 +171,32 @@ def test_unusable_settings_are_named(project, caplog, overrides, message):
     assert message in caplog.text
 
 
+def test_values_reach_the_config_as_what_they_are_and_the_space_is_said_before(project, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    tried, fit = [], sweep.fit
+
+    def note_and_fit(config, tags):
+        tried.append((config.training.ema_decay, list(config.model.resnet.widths), "runs 4 trials" in caplog.text))
+        return fit(config, tags)
+
+    monkeypatch.setattr(sweep, "fit", note_and_fit)
+    space = "{training.ema_decay: [null, 0.9], model.resnet.widths: [[4, 4, 4], [4, 6, 8]]}"
+    assert main(["~sweep.space", f"+sweep.space={space}"]) == 0
+    assert sorted(tried, key=str) == [
+        (decay, widths, True) for decay in (0.9, None) for widths in ([4, 4, 4], [4, 6, 8])
+    ]
+    assert "over training.ema_decay: null, 0.9; model.resnet.widths: [4, 4, 4], [4, 6, 8]" in caplog.text
+    rows = read_table(project)
+    assert {(row["training.ema_decay"], row["model.resnet.widths"]) for row in rows} == {
+        (decay, widths) for decay in ("null", "0.9") for widths in ("[4, 4, 4]", "[4, 6, 8]")
+    }
+
+
+def test_a_store_that_cannot_be_used_ends_the_sweep_with_a_message(project, caplog):
+    assert main(["tracking.uri='postgresql://me:secret@localhost/mlflow'"]) == 1
+    assert "MLflow at postgresql://***@localhost/mlflow" in caplog.text
+
+
 def test_config_error_is_raised_to_callers(project):
     with pytest.raises(ConfigError, match="valid: tpe, grid"):
         sweep.sweep("configs/config.yaml", ["sweep.method=random"])

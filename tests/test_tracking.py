@@ -11,10 +11,11 @@ import mlflow
 import pytest
 import yaml
 from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
 
 from src.config import load_config
 from src.serving.ports import free_ports
-from src.training.tracking import dvc_data_hash, git_commit, log_evaluation, log_results, open_run
+from src.training.tracking import TrackingError, dvc_data_hash, git_commit, log_evaluation, log_results, open_run
 from tests.conftest import ROOT
 from tests.mlflow_store import new_store
 from tests.pipeline_copy import pipeline_folder
@@ -179,6 +180,54 @@ def test_evaluation_joins_the_run_that_trained(tmp_path):
     assert MlflowClient().get_run(run.run_id).data.metrics == {"test_accuracy": 0.8}
     (checkpoints / "run_id").write_text("0" * 32)
     log_evaluation(config, "ours", {"accuracy": 0.8}, [])
+
+
+def test_a_server_that_cannot_be_reached_is_not_one_without_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    place = f"127.0.0.1:{free_ports(1)[0]}"
+    config = load_config(ROOT / "configs" / "config.yaml", [f"tracking.uri='http://me:secret@{place}'"])
+    (tmp_path / config.paths.checkpoints).mkdir(parents=True)
+    (tmp_path / config.paths.checkpoints / "run_id").write_text("0" * 32)
+    with pytest.raises(TrackingError, match=rf"MLflow at http://\*\*\*@{place}: .*check tracking\.uri") as caught:
+        log_evaluation(config, "ours", {"accuracy": 0.8}, [])
+    assert "secret" not in str(caught.value)
+    with pytest.raises(TrackingError, match=rf"MLflow at http://\*\*\*@{place}: "):
+        open_run(config)
+
+
+def test_a_database_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # ten tries take 100 seconds
+    (tmp_path / "folder.db").mkdir()
+    config = load_config(ROOT / "configs" / "config.yaml", [f"tracking.uri='sqlite:///{tmp_path}/folder.db'"])
+    with pytest.raises(TrackingError, match=r"folder\.db: .*unable to open database file; check tracking\.uri"):
+        open_run(config)
+
+
+def test_a_database_whose_driver_is_missing_is_named_without_its_password():
+    overrides = ["tracking.uri='postgresql://me:secret@localhost/mlflow'"]
+    with pytest.raises(TrackingError, match=r"needs a package that is missing .*psycopg") as caught:
+        open_run(load_config(ROOT / "configs" / "config.yaml", overrides))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [{}, {"AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "wrong"}])
+def test_artifacts_that_s3_does_not_take_are_an_error_with_the_remedy(keys, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)  # it has no bucket
+    s3.start()
+    settings = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1", "HOME": str(tmp_path)}
+    endpoint = "http://{}:{}".format(*s3.get_host_and_port())
+    for name, value in (settings | keys | {"MLFLOW_S3_ENDPOINT_URL": endpoint}).items():
+        monkeypatch.setenv(name, value)
+    MlflowClient().create_experiment(EXPERIMENT, artifact_location="s3://absent/mlflow")
+    config = load_config(ROOT / "configs" / "config.yaml")
+    run = open_run(config)
+    try:
+        with pytest.raises(TrackingError, match=r"cannot store artifacts: .*; check AWS_ACCESS_KEY_ID"):
+            log_results(run, config, "weights", {}, [])
+    finally:
+        s3.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """DeepFashion in-shop (Liu et al. 2016, CVPR), which its authors give to those who sign: its folders, or a CSV."""
 
 import csv
+import mimetypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from src.data.folders import files_below, find_location, local_paths
-from src.data.source import ImageFile, Source, read_files
+from src.data.source import SHOWN, ImageFile, Source, read_files
 from src.preprocessing import Preprocessing
 
 COLUMNS = ("path", "label", "item_id")
+DEPARTMENTS = ("MEN", "WOMEN")
 
 
 def load_deepfashion(config) -> Source:
@@ -68,13 +71,52 @@ def read_rows(reader: csv.DictReader, path: Path) -> Iterator[tuple[Path, str, s
 
 def list_items(root: Path) -> list[tuple[Path, str, str]]:
     """``(file, label, item)`` of every image: the item is its folder, the class the folder above. Raises ValueError."""
+    items, others, strays = walk_items(root)
+    if not items:
+        raise ValueError(f"{root} has no item folder such as WOMEN/Dresses/id_00000002; unpack In-shop's img.zip there")
+    if strays:
+        shown = ", ".join(map(str, strays[:SHOWN]))
+        raise ValueError(f"{len(strays)} images are in no item folder: {shown}; put them into one such as id_00000002")
+    check_classes(items, others)
     rows = []
-    for folder in sorted(path for path in root.rglob("id_*") if path.is_dir()):
+    for folder in items:
         images = files_below(folder)
         if not images:
             raise ValueError(f"the item folder {folder} is empty; add its images or remove it")
         # The same number names different items of men and women.
         rows += [(image, folder.parent.name, "/".join(folder.parts[-3:])) for image in images]
-    if not rows:
-        raise ValueError(f"{root} has no item folder such as WOMEN/Dresses/id_00000002; unpack In-shop's img.zip there")
     return rows
+
+
+def walk_items(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Sorted: the item folders below ``root``, also behind links; the other folders above them or beside them; the
+    images in those. Hidden files and folders are passed over. Raises OSError for a folder that cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    items, others, strays = [], [], []
+    for base, names, files in os.walk(root, onerror=fail, followlinks=True):
+        folder = Path(base)
+        names[:] = [name for name in names if not name.startswith(".")]
+        items += [folder / name for name in names if name.startswith("id_")]
+        names[:] = [name for name in names if not name.startswith("id_")]
+        others.append(folder)
+        strays += [folder / name for name in files if not name.startswith(".") and is_image(name)]
+    return sorted(items), sorted(others), sorted(strays)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/")
+
+
+def check_classes(items: list[Path], others: list[Path]) -> None:
+    """Every folder beside a class folder, and every one in MEN or WOMEN, holds items. Raises ValueError."""
+    parents = {item.parent.parent for item in items} | {folder for folder in others if folder.name in DEPARTMENTS}
+    used = {folder for item in items for folder in item.parents}
+    for folder in others:
+        if folder.parent in parents and folder not in used:
+            raise ValueError(
+                f"the class folder {folder} has no item folder such as id_00000002; add its items or remove it"
+            )

@@ -22,6 +22,7 @@ from src.inference.onnx_runtime import WEIGHTS_KEY, OnnxRuntime
 from src.inference.runtimes import FILES
 from src.inference.torch_runtime import TorchRuntime
 from src.models import ImageClassifier, ModelConfig, load_model
+from src.models.registry import NEED_TIMM
 from src.models.storage import weights_sha256
 from src.training.predictions import in_batches, load_images
 
@@ -63,7 +64,8 @@ def export(config, model_path: str | Path) -> dict[str, float]:
         quantized = check(OnnxRuntime(small), card, images, labels, wanted)
         logger.info("INT8 is calibrated by %s", method)
         loss = result["accuracy"] - quantized["accuracy"]
-        check_loss("INT8", loss, len(images), config, "serve with --runtime onnx or torch")
+        others = "onnx" if card.architecture in NEED_TIMM else "onnx or torch"
+        check_loss("INT8", loss, len(images), config, f"serve with --runtime {others}")
         keep(small, folder / FILES["onnx-int8"], metadata | {"calibration": method})
     return {f"onnx_{key}": value for key, value in result.items()} | {f"int8_{k}": v for k, v in quantized.items()}
 

@@ -23,13 +23,15 @@ SERVER = Path("torchserve")  # the settings; and where export_model_for_torchser
 
 
 def remedy(source: Path) -> str:
-    """What makes the ONNX files of the model that was exported to ``source``."""
+    """What makes the ONNX files of the model that was exported to ``source``, and what does without the missing one."""
+    card = ModelConfig.load(source / CONFIG_NAME)
+    remake = f"python -m src.export.onnx --config configs/config.yaml experiment={card.name}"
     if source == SERVER:
         remake = "python -m src.export.onnx && python export_model_for_torchserve.py"
-        return f"make it with: {remake}; or give --runtime torch"
-    card = ModelConfig.load(source / CONFIG_NAME)
-    other = "" if card.architecture in NEED_TIMM else "; or give --runtime torch"
-    return f"make it with: python -m src.export.onnx --config configs/config.yaml experiment={card.name}{other}"
+    others = ["onnx"] if (source / FILES["onnx"]).is_file() else []
+    if card.architecture not in NEED_TIMM:
+        others.append("torch")
+    return f"make it with: {remake}" + (f"; or give --runtime {' or '.join(others)}" if others else "")
 
 
 def stage(folder: Path, runtime: str | None, source: Path = SERVER) -> str:

@@ -28,7 +28,7 @@ from src.config import ConfigError, config_parser, flatten, load_config, parse_c
 from src.data.datamodule import load_data_info
 from src.training.callbacks import monitor_mode
 from src.training.fitting import fit
-from src.training.tracking import open_run
+from src.training.tracking import open_run, store_errors
 
 METHODS = ("tpe", "grid")
 
@@ -53,16 +53,18 @@ def sweep(path: str, overrides: list[str]) -> list[dict]:
         rows = table(study, config.training.monitor)
         target = Path(config.paths.metrics) / "sweep.csv"
         write_csv(rows, target)
-        parent.log_metrics({f"best_{config.training.monitor}": study.best_value})
-        parent.experiment.log_artifact(parent.run_id, str(target))
+        with store_errors(config.tracking.uri):
+            parent.log_metrics({f"best_{config.training.monitor}": study.best_value})
+            parent.experiment.log_artifact(parent.run_id, str(target))
         status = "success"
     finally:
         parent.finalize(status)
     return rows
 
 
-def read_space(config) -> dict[str, list]:
-    """``sweep.space`` as a dict, checked: dotted key -> values to choose from. Raises ConfigError."""
+def read_space(config) -> dict[str, list[str]]:
+    """``sweep.space`` as a dict, checked: dotted key -> values to choose from, as JSON, which Optuna can store and an
+    override can say. Raises ConfigError."""
     settings = to_dict(config)["sweep"]
     if settings["method"] not in METHODS:
         raise ConfigError(f"unknown sweep.method {settings['method']!r}; valid: {', '.join(METHODS)}")
@@ -71,13 +73,16 @@ def read_space(config) -> dict[str, list]:
     for key, values in settings["space"].items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"sweep.space: {key} is {values!r}; write a list such as [0.1, 0.2]")
-    return settings["space"]
+    return {
+        key: [json.dumps(value, ensure_ascii=False) for value in values] for key, values in settings["space"].items()
+    }
 
 
-def open_study(config, space: dict[str, list]) -> optuna.Study:
+def open_study(config, space: dict[str, list[str]]) -> optuna.Study:
     """The Optuna study of exactly this config and data, kept beside the checkpoints so that a sweep can go on."""
     what = {key: value for key, value in flatten(config).items() if key not in ("sweep.trials", "data.mirror")}
     what["data_hash"] = load_data_info(config.paths.metrics)["data_hash"]
+    what["space"] = space  # as Optuna has it: it refuses to go on with other choices
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
     folder = Path(config.paths.checkpoints).with_name(f"{config.name}-sweep")
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,10 +98,12 @@ def open_study(config, space: dict[str, list]) -> optuna.Study:
     )
     total = wanted(config, space)
     logger.info("study %s in %s: %d of %d trials done", study.study_name, folder, len(completed(study)), total)
+    chosen = "; ".join(f"{key}: {', '.join(map(plain, values))}" for key, values in space.items())
+    logger.info("%s runs %d trials of %d epochs over %s", config.sweep.method, total, config.sweep.epochs, chosen)
     return study
 
 
-def wanted(config, space: dict[str, list]) -> int:
+def wanted(config, space: dict[str, list[str]]) -> int:
     """How many trials make the sweep complete."""
     combinations = len(list(itertools.product(*space.values())))
     return combinations if config.sweep.method == "grid" else min(config.sweep.trials, combinations)
@@ -107,7 +114,7 @@ def completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def next_trial(study: optuna.Study, config, space: dict[str, list]) -> optuna.Trial | None:
+def next_trial(study: optuna.Study, config, space: dict[str, list[str]]) -> optuna.Trial | None:
     """The next combination to try, never one that is done; None when the sweep is complete."""
     done = [trial.params for trial in completed(study)]
     total = wanted(config, space)
@@ -142,14 +149,27 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, path: str, overrides: li
     logger.info("%s: %s %.4f", describe(trial.params), config.training.monitor, fitted.score)
 
 
-def describe(params: dict) -> str:
+def plain(text: str) -> str:
+    """A value that stands as JSON, as people write it: a string without quotes."""
+    value = json.loads(text)
+    return value if isinstance(value, str) else text
+
+
+def describe(params: dict[str, str]) -> str:
     """A combination on one line."""
-    return "  ".join(f"{key}={value}" for key, value in params.items())
+    return "  ".join(f"{key}={plain(value)}" for key, value in params.items())
 
 
 def table(study: optuna.Study, monitor: str) -> list[dict]:
     """One row a completed trial, best first."""
-    rows = [{monitor: trial.value, **trial.params, "run_id": trial.user_attrs["run_id"]} for trial in completed(study)]
+    rows = [
+        {
+            monitor: trial.value,
+            **{key: plain(value) for key, value in trial.params.items()},
+            "run_id": trial.user_attrs["run_id"],
+        }
+        for trial in completed(study)
+    ]
     return sorted(rows, key=lambda row: row[monitor], reverse=study.direction == optuna.study.StudyDirection.MAXIMIZE)
 
 
@@ -176,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, config = parse_config(config_parser(__doc__.splitlines()[0]), argv)
     try:
         rows = sweep(arguments.config, arguments.overrides)
-    except (FileNotFoundError, ValueError, MlflowException) as error:
+    except (OSError, ValueError, MlflowException) as error:
         logger.error("error: %s", error)
         return 1
     except KeyboardInterrupt:
