@@ -46,6 +46,7 @@ def test_every_figure_is_what_scikit_learn_says(answers):
     for name in ("precision", "recall", "f1"):
         expected = report["macro avg"]["f1-score" if name == "f1" else name]
         assert found[f"macro_{name}"] == pytest.approx(expected, abs=1e-6)
+    assert found["micro_f1"] == pytest.approx(sk.f1_score(labels, predicted, average="micro"), abs=1e-6)
     for name in CLASSES:
         row = report[name]
         assert found["per_class"][name] == pytest.approx(

@@ -1,9 +1,14 @@
 """src/training/model_card.py: the page is what was measured, and the one in docs/ is up to date."""
 
+import json
+import shutil
+
 import pytest
 
-from src.config import DEFAULT_CONFIG, load_config
-from src.training.model_card import PAGE, main, model_card
+from src.config import DEFAULT_CONFIG, load_config, to_dict
+from src.models import ModelConfig
+from src.training.fitting import RECIPE_NAME, save_recipe
+from src.training.model_card import PAGE, main, model_card, recipe
 from tests.conftest import ROOT
 
 
@@ -14,7 +19,7 @@ def config(monkeypatch):
 
 
 def test_the_committed_card_is_what_the_command_writes(config):
-    assert (ROOT / PAGE).read_text(encoding="utf-8") == model_card(config), "run: make docs"
+    assert (ROOT / PAGE).read_text(encoding="utf-8") == model_card(config), "run: make pages"
 
 
 def test_every_picture_of_the_card_is_there(config):
@@ -30,3 +35,32 @@ def test_without_measurements_it_names_the_command(tmp_path, monkeypatch, capsys
     assert main(["--config", DEFAULT_CONFIG, f"paths.metrics={tmp_path}"]) == 1
     assert "test_metrics.json does not exist; make it with: python src/training/evaluate.py" in capsys.readouterr().err
     assert (ROOT / PAGE).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["test_metrics.json", "photos.json"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("weights_sha256", "0" * 64), ("temperature", 2.0), ("runtime", "onnx-int8")]
+)
+def test_measurements_of_another_model_are_refused(name, key, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    metrics = shutil.copytree(ROOT / "metrics", tmp_path / "metrics")
+    content = json.loads((metrics / name).read_text())
+    content["model"][key] = value
+    (metrics / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{name} was measured with {key} {value}.*; measure again: python src/train"):
+        model_card(load_config(DEFAULT_CONFIG, [f"paths.metrics={metrics}"]))
+
+
+def test_the_recipe_is_the_one_the_model_was_trained_by(tmp_path, config):
+    used = tmp_path / RECIPE_NAME
+    card = ModelConfig.load(ROOT / "models" / "best_model" / "config.json")
+    save_recipe(load_config(DEFAULT_CONFIG, ["training.epochs=7", "training.teachers=[models/a]", "seed=3"]), tmp_path)
+    text = recipe(card, used, to_dict(config))
+    assert "experiment=fashion_mnist training.epochs=7 training.teachers=['models/a'] seed=3`, seed 3" in text
+    assert "| epochs | 7 |" in text
+    assert "| teacher_share | 0.9 |" in text
+    save_recipe(config, tmp_path)
+    assert "experiment=fashion_mnist`, seed 42" in recipe(card, used, to_dict(config))
+    used.unlink()
+    with pytest.raises(FileNotFoundError, match="train the model again"):
+        recipe(card, used, to_dict(config))

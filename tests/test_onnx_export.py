@@ -14,9 +14,10 @@ from PIL import Image
 
 from src.data.datamodule import load_split
 from src.export import compare
-from src.export.onnx import main
+from src.export.onnx import main, write_onnx
 from src.inference import Predictor
 from src.inference.onnx_runtime import OnnxRuntime
+from src.inference.torch_runtime import TorchRuntime
 from src.models import ModelConfig, build_classifier, load_model, save_model
 from src.preprocessing import Preprocessing
 from tests.conftest import ROOT
@@ -137,6 +138,17 @@ def test_other_classes_are_an_error(run, tmp_path, caplog):
     assert "knows the classes" in caplog.text
 
 
+def test_the_network_of_flowers_can_be_written(tmp_path):
+    args = {"backbone": "rexnet_150", "embedding_size": 16}
+    card = ModelConfig("flowers", "prototypes", args, list(GARMENTS), Preprocessing(64, 64, 3))
+    torch.manual_seed(0)
+    model = build_classifier(card).eval()
+    write_onnx(model, card, tmp_path / "model.onnx", 17)
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), np.uint8)
+    found, wanted = OnnxRuntime(tmp_path / "model.onnx")(images), TorchRuntime(model, fold=False)(images)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
+
+
 def test_saving_other_weights_drops_the_files_made_of_the_older_ones(tmp_path):
     config = ModelConfig("a", "resnet", {"widths": [4], "blocks": [0]}, list(GARMENTS), Preprocessing(28, 28, 1))
     model = build_classifier(config)
@@ -160,13 +172,23 @@ def test_the_formats_are_compared(exported, run, tmp_path, caplog):
     assert [row.split(" | ")[0].strip("| ") for row in rows] == [
         "format", "---", "torch, as trained", "torch", "onnx", "onnx-int8",
     ]  # fmt: skip
-    assert "accuracy, 20 test images" in page
+    assert "those of 20 test images." in page
+    assert re.search(r"Targets missed by .*`onnx`.*: accuracy is ", page)
     assert "](../plots/formats.png)" in page
     with Image.open(tmp_path / "plots" / "formats.png") as picture:
         assert picture.format == "PNG"
-    assert "accuracy, 20 validation images" in caplog.text
+    assert "Scores of 20 validation images" in caplog.text
     assert "ONNX: no model.int8.onnx in" in caplog.text  # of the first time
     assert "ONNX: no" not in page
+
+
+def test_a_format_that_fails_while_it_is_measured_is_an_error(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    assert run("--rounds", "1", "--limit", "20", "--compile", "--output", "formats.md", command=compare.main) == 1
+    assert "error: " in caplog.text
+    assert "no-such-compiler" in caplog.text
+    assert not (tmp_path / "formats.md").exists()
 
 
 def test_the_page_of_the_formats_must_be_a_file(exported, run, tmp_path, caplog):

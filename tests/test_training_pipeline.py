@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 
 from src.data.datamodule import load_split
 from src.inference import Predictor
-from src.models import list_architectures, load_model
+from src.models import ModelError, list_architectures, load_model
+from src.training.fitting import RECIPE_NAME
 from src.training.train import train
 from tests.conftest import ROOT
 from tests.drawing import GARMENTS, draw_garment, encode
@@ -251,6 +253,23 @@ def test_a_run_does_not_go_on_with_other_settings(elsewhere, override, message):
     common = ("training.epochs=2", "model.architecture=resnet", "training.optimizer=sgd", "training.resume=true")
     with pytest.raises(ValueError, match=message):
         train(elsewhere("one", *common, override))
+
+
+def test_training_begins_with_the_weights_of_another_model(elsewhere):
+    first = elsewhere("first", "training.epochs=2")
+    train(first)
+    still = ["training.epochs=1", "training.learning_rate=1e-9", f"training.start_from={first.paths.best_model}"]
+    train(elsewhere("second", *still))
+    before, after = weights(first), weights(elsewhere("second"))
+    for name in (name for name in before if name.endswith("weight")):
+        torch.testing.assert_close(after[name], before[name], msg=name)
+    recipe = yaml.safe_load(Path(elsewhere("second").paths.best_model, RECIPE_NAME).read_text())
+    assert recipe["training"]["start_from"] == first.paths.best_model
+    wider = elsewhere("third", "model.resnet.widths=[8,8]", f"training.start_from={first.paths.best_model}")
+    with pytest.raises(ValueError, match=r"training.start_from names .*, whose architecture_args is .*choose a model"):
+        train(wider)
+    with pytest.raises(ModelError, match="no model here"):
+        train(elsewhere("fourth", "training.start_from=nowhere"))
 
 
 @pytest.mark.parametrize("content", [b"", b"damaged", None])

@@ -25,24 +25,26 @@ from src.inference.runtimes import FILES
 from src.inference.torch_runtime import TorchRuntime
 from src.models import load_model
 from src.models.config import WEIGHTS_NAME
+from src.training.evaluate import classification_metrics, missed_targets
 from src.training.pages import table
 from src.training.plots import plot_formats
 from src.training.predictions import in_batches, load_images
 
 PAGE = Path("docs/formats.md")
 BATCHES = (32, 256)
+SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "expected_calibration_error": "ECE"}
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Format:
-    """One way to run the model, and what was measured of it: seconds a call by batch size."""
+    """One way to run the model, and what was measured of it; ``seconds`` of each call by batch size."""
 
     name: str
     predictor: Predictor
     kilobytes: float
-    accuracy: float = 0.0
+    scores: dict = field(default_factory=dict)  # evaluate.py's, of the split that was asked for
     seconds: dict[int, list[float]] = field(default_factory=lambda: {size: [] for size in (1, *BATCHES)})
 
     @property
@@ -87,10 +89,10 @@ def engines_of(folder: Path) -> tuple[list[Format], list[str]]:
 
 
 def measure(formats: list[Format], images: np.ndarray, labels: np.ndarray, rounds: int) -> None:
-    """Fill in accuracy and times; in each round every format has one call with each batch size and ten with one."""
+    """Fill in scores and times; in each round every format has one call with each batch size and ten with one."""
     for item in tqdm(formats, desc="accuracy", unit="format", disable=None, leave=False):
         probabilities = in_batches(item.predictor.probabilities, images, 250, item.name)
-        item.accuracy = float((probabilities.argmax(1) == labels).mean())
+        item.scores = classification_metrics(probabilities, labels, item.predictor.config.class_names)
         item.predictor.warm_up((1, *BATCHES))
     for number in tqdm(range(rounds), desc="speed", unit="round", disable=None, leave=False):
         for item in formats:
@@ -101,21 +103,34 @@ def measure(formats: list[Format], images: np.ndarray, labels: np.ndarray, round
                 item.seconds[size].append(time.perf_counter() - start)
 
 
-def format_table(formats: list[Format], split: str) -> str:
+def format_table(formats: list[Format]) -> str:
     """As Markdown; the ratio is to the first format, by the throughput of the last batch size."""
-    head = ["format", "size, KB", "latency, ms", *(f"images/s, batch {size}" for size in BATCHES), "ratio", split]
+    speeds_head = [f"images/s, batch {size}" for size in BATCHES]
+    head = ["format", "size, KB", "latency, ms", *speeds_head, "ratio", *SCORES.values()]
     base, rows = formats[0].images_per_second(BATCHES[-1]), []
     for item in formats:
         speeds = [item.images_per_second(size) for size in BATCHES]
         rows.append([
             item.name, f"{item.kilobytes:,.0f}", f"{item.latency_ms:.3f}", *(f"{speed:,.0f}" for speed in speeds),
-            f"{speeds[-1] / base:.2f}", f"{item.accuracy:.4f}",
+            f"{speeds[-1] / base:.2f}", *(f"{item.scores[key]:.4f}" for key in SCORES),
         ])  # fmt: skip
     return table(head, rows, "---:")
 
 
-def page(formats: list[Format], left_out: list[str], split: str, command: str, picture: str) -> str:
-    """The content of docs/formats.md."""
+def target_lines(formats: list[Format], targets) -> list[str]:
+    """A sentence for the formats that miss the same targets of the config, or one that none does; none without any."""
+    if not targets:
+        return []
+    missed: dict[str, list[str]] = {}
+    for item in formats:
+        if sentences := missed_targets(item.scores, targets):
+            missed.setdefault("; ".join(sentences), []).append(f"`{item.name}`")
+    found = [f"Targets missed by {', '.join(names)}: {sentences}." for sentences, names in missed.items()]
+    return found or ["Every format meets every target of the config."]
+
+
+def page(formats: list[Format], notes: list[str], split: str, command: str, picture: str) -> str:
+    """The content of docs/formats.md; ``split``: the images scored; ``notes``: what follows the table."""
     versions = {"Python": platform.python_version()}
     for item in formats:
         versions |= item.predictor.runtime.versions
@@ -126,10 +141,11 @@ def page(formats: list[Format], left_out: list[str], split: str, command: str, p
         ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
         "Latency is the median for one image, from pixels to probabilities; `ratio` compares the images/s of the last",
         "batch size with the first row. `torch` is the model with batch norm folded into its convolutions.",
+        f"Accuracy, macro F1 and calibration error (ECE, 15 bins) are those of {split}.",
         "",
-        format_table(formats, split),
+        format_table(formats),
         "",
-        *(part for sentence in left_out for part in (sentence, "")),
+        *(part for sentence in notes for part in (sentence, "")),
         f"![speed and accuracy of each format]({picture})",
         "",
     ])  # fmt: skip
@@ -177,14 +193,21 @@ def main(argv: list[str] | None = None) -> int:
         rows = choose_rows(len(images), arguments.limit, config.seed)
         images, labels = images[rows], labels[rows]
     formats += engines
-    measure(formats, images, labels, arguments.rounds)
-    title = f"accuracy, {len(images)} {split} images"
-    logger.info("%s", "\n".join([format_table(formats, title), *left_out]))
+    try:
+        measure(formats, images, labels, arguments.rounds)
+    except (EngineError, RuntimeError) as error:  # RuntimeError: torch.compile without a compiler, a GPU without memory
+        logger.error("error: %s", error)
+        return 1
+    notes = target_lines(formats, config.evaluation.targets) + left_out
+    scored = f"{len(images):,} {split} images"
+    logger.info("%s", "\n".join([f"Scores of {scored}", format_table(formats), *notes]))
     picture = Path(config.paths.plots) / "formats.png"
-    plot_formats([(item.name, item.images_per_second(BATCHES[-1]), item.accuracy) for item in formats], picture)
+    plot_formats(
+        [(item.name, item.images_per_second(BATCHES[-1]), item.scores["accuracy"]) for item in formats], picture
+    )
     command = " ".join(["python -m src.export.compare", *(argv if argv is not None else sys.argv[1:])])
     link = Path(os.path.relpath(picture, output.parent)).as_posix()
-    output.write_text(page(formats, left_out, title, command, link))
+    output.write_text(page(formats, notes, scored, command, link))
     logger.info("wrote %s and %s", output, picture)
     return 0
 

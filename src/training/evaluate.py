@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, top_k_accuracy_score
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.config import config_parser, parse_config
@@ -27,7 +27,7 @@ from src.models import load_model
 from src.models.config import WEIGHTS_NAME
 from src.models.storage import weights_sha256
 from src.training.calibration import expected_calibration_error, kept_metrics, reliability
-from src.training.pages import write_json
+from src.training.pages import measured_model, write_json
 from src.training.plots import plot_confusion, plot_reliability, save_confusion_pairs
 from src.training.predictions import in_batches, load_images
 from src.training.tracking import log_evaluation
@@ -66,6 +66,7 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
     metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     metrics["multiply_adds"] = multiply_adds(model, images[:1])
     metrics["targets_missed"] = missed_targets(metrics, config.evaluation.targets)
+    metrics["model"] = measured_model(model_path, runtime)
 
     predicted = probabilities.argmax(1)
     matrix = confusion_matrix(labels, predicted, labels=range(len(class_names)))
@@ -83,7 +84,7 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
 
 
 def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict:
-    """Accuracy, top-3, macro and per-class precision, recall and F1, and ECE; every value between 0 and 1.
+    """Accuracy, top-3, macro and per-class precision, recall and F1, micro F1, ECE; every value between 0 and 1.
 
     probabilities: float (N, classes); labels: int (N,).
     """
@@ -98,6 +99,7 @@ def classification_metrics(probabilities: np.ndarray, labels: np.ndarray, class_
         "macro_precision": precision.mean(),
         "macro_recall": recall.mean(),
         "macro_f1": f1.mean(),
+        "micro_f1": f1_score(labels, predicted, labels=classes, average="micro", zero_division=0),
         "expected_calibration_error": expected_calibration_error(probabilities, labels),
     }
     per_class = {

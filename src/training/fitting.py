@@ -6,12 +6,13 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import to_dict
 from src.data.datamodule import ImageDataModule, check_prepared, load_class_names, load_data_info
-from src.models import ImageClassifier, ModelConfig, build_network
+from src.models import ImageClassifier, ModelConfig, build_network, load_model
 from src.preprocessing import Preprocessing
 from src.training.callbacks import (
     LAST_NAME,
@@ -28,6 +29,7 @@ from src.training.triplet_module import TripletModule
 
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
 OBJECTIVES = {"classification": ClassifierModule, "triplet": TripletModule}
+RECIPE_NAME = "recipe.yaml"  # beside the weights
 FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,10 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     network = build_network(
         config.model.architecture, config.preprocessing.channels, len(card.class_names), **architecture_args(config)
     )
-    model = ImageClassifier(network, info["mean"], info["std"]).to(memory_format=torch.channels_last)
+    model = ImageClassifier(network, info["mean"], info["std"])
+    if config.training.start_from:
+        start_from(model, config.training.start_from, card)
+    model = model.to(memory_format=torch.channels_last)
     module = build_module(model, config, card)
     if config.training.compile:
         model.network.compile()
@@ -127,6 +132,21 @@ def build_module(model: ImageClassifier, config, card: ModelConfig) -> Classifie
     )
 
 
+def start_from(model: ImageClassifier, folder: str, card: ModelConfig) -> None:
+    """Give ``model`` the weights of the trained one in ``folder``; its mean and std stay those of the data.
+
+    Raises ModelError, and ValueError when the two differ in more than what they were trained on.
+    """
+    trained, found = load_model(folder)
+    for name in ("architecture", "architecture_args", "class_names", "preprocessing"):
+        if getattr(found, name) != getattr(card, name):
+            raise ValueError(
+                f"training.start_from names {folder}, whose {name} is {getattr(found, name)}; this run's is "
+                f"{getattr(card, name)}: choose a model of the same kind, or train from scratch"
+            )
+    model.network.load_state_dict(trained.network.state_dict())
+
+
 def architecture_args(config) -> dict:
     """The arguments that the config gives the chosen architecture; none for an architecture it does not know."""
     return to_dict(config)["model"].get(config.model.architecture, {})
@@ -143,6 +163,14 @@ def describe_model(config) -> ModelConfig:
         data_hash=load_data_info(config.paths.metrics)["data_hash"],
         git_commit=git_commit(),
     )
+
+
+def save_recipe(config, folder: str) -> None:
+    """Write what the model in ``folder`` was trained by, every key with the value it had."""
+    sections = to_dict(config)
+    recipe = {key: sections[key] for key in ("name", "seed", "augmentation", "training")}
+    recipe["training"].pop("resume")  # the same model, in one go or in several
+    (Path(folder) / RECIPE_NAME).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 
 def is_main_process() -> bool:

@@ -13,17 +13,26 @@ if __name__ == "__main__":
 import json
 import os
 
+import yaml
+
 from src.config import config_parser, parse_config, to_dict
 from src.data.datamodule import load_data_info
 from src.models import ModelConfig
-from src.training.pages import table
+from src.training.fitting import RECIPE_NAME
+from src.training.pages import measured_model, table
 
 PAGE = Path("docs") / "model_card.md"
 WORST = 5  # confusions that are listed
 RECIPE = (
     "epochs", "batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup_fraction",
-    "restarts", "label_smoothing", "ema_decay", "teachers",
+    "restarts", "start_from", "label_smoothing", "ema_decay", "precision", "teachers",
 )  # fmt: skip
+LOOKS = {
+    "plain": "It was trained on images as they are; others need the same background, crop and light.",
+    "fashion_mnist": "Its images are single garments, white on black, each filling its picture of 28x28 pixels. "
+    "Serving makes photos look so; what the photo shows besides the garment stays in.",
+}
+TEACHING = ("teacher_share", "teacher_temperature", "teacher_mirror")
 
 
 def model_card(config) -> str:
@@ -34,14 +43,17 @@ def model_card(config) -> str:
     metrics_folder = Path(config.paths.metrics)
     card = ModelConfig.load(Path(config.paths.best_model) / "config.json")
     metrics, confusion = (read(metrics_folder / name) for name in ("test_metrics.json", "confusion_matrix.json"))
+    photos = metrics_folder / "photos.json"
+    for path in (metrics_folder / "test_metrics.json", *([photos] if photos.is_file() else [])):
+        check_model(path, config.paths.best_model)
     sections = (
         ("What it is", what_it_is(card, metrics)),
         ("Data", data(load_data_info(config.paths.metrics), config)),
-        ("Recipe", recipe(card, to_dict(config))),
+        ("Recipe", recipe(card, Path(config.paths.best_model) / RECIPE_NAME, to_dict(config))),
         ("Measured on the test images", measured(metrics)),
         ("By class", by_class(metrics, confusion)),
         ("Confidence", confidence(card, metrics)),
-        ("Limits", limits(card, metrics_folder / "photos.json")),
+        ("Limits", limits(card, photos)),
     )
     head = f"# Model card: {card.name}\n\nWritten by `python src/training/model_card.py`; do not edit.\n"
     return head + "".join(f"\n## {title}\n\n{text.strip()}\n" for title, text in sections)
@@ -52,6 +64,19 @@ def read(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; make it with: python src/training/evaluate.py")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_model(path: Path, folder: str) -> None:
+    """The measurements in ``path`` are of the model in ``folder``, run by PyTorch. Raises ValueError that says what
+    differs."""
+    found, wanted = read(path).get("model", {}), measured_model(folder, "torch")
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            command = "photos.py --photos PATH" if path.name == "photos.json" else "evaluate.py"
+            raise ValueError(
+                f"{path} was measured with {key} {found.get(key)}, the model in {folder} has {value}; "
+                f"measure again: python src/training/{command}"
+            )
 
 
 def what_it_is(card: ModelConfig, metrics: dict) -> str:
@@ -76,11 +101,24 @@ def data(info: dict, config) -> str:
     )
 
 
-def recipe(card: ModelConfig, config: dict) -> str:
-    rows = [[key, config["training"][key]] for key in RECIPE if config["training"][key] not in (None, [])]
-    rows += [[f"augmentation: {key}", value] for key, value in config["augmentation"].items() if value]
+def recipe(card: ModelConfig, path: Path, config: dict) -> str:
+    """``path``: what train.py wrote beside the weights; ``config``: today's, from which the command leaves out what is
+    the same."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; train the model again, or run `git checkout {path}`")
+    used = yaml.safe_load(path.read_text(encoding="utf-8"))
+    training, today = used["training"], config["training"]
+    rows = [[key, training[key]] for key in RECIPE if training.get(key) not in (None, [])]
+    if training.get("teachers"):
+        rows += [[key, training[key]] for key in TEACHING]
+    rows += [[f"augmentation: {key}", value] for key, value in used["augmentation"].items() if value]
+    different = [f"training.{key}={training[key]}" for key in training if training[key] != today[key]]
+    different += [f"augmentation.{key}={value}" for key, value in used["augmentation"].items()
+                  if value != config["augmentation"].get(key)]  # fmt: skip
+    different += [f"seed={used['seed']}"] if used["seed"] != config["seed"] else []
+    command = " ".join([f"experiment={card.name}", *different])
     return (
-        f"`python src/training/train.py --config configs/config.yaml experiment={card.name}`, seed {config['seed']}. "
+        f"`python src/training/train.py --config configs/config.yaml {command}`, seed {used['seed']}. "
         "The best epoch is chosen on validation.\n\n" + table(["setting", "value"], rows)
     )
 
@@ -130,6 +168,7 @@ def limits(card: ModelConfig, photos: Path) -> str:
     lines = [
         f"It sees {spec.height}x{spec.width} pixels: texture, small print and fasteners are gone, and with them much "
         "of what tells a shirt from a T-shirt.",
+        LOOKS[spec.style],
         "It knows its classes only, and answers one of them for any image. `uncertain` marks doubt between these "
         "classes; it does not tell that an image shows something else, or is a photo the data has nothing like.",
         "Some labels of the data are wrong or arguable, so no model can reach accuracy 1.",

@@ -1,7 +1,10 @@
 """What the commands write for people and other programs: Markdown tables and JSON files."""
 
+import hashlib
 import json
 from pathlib import Path
+
+from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig
 
 
 def table(header: list[str], rows: list[list], align: str = "---") -> str:
@@ -13,3 +16,16 @@ def table(header: list[str], rows: list[list], align: str = "---") -> str:
 def write_json(path: Path, content: dict) -> None:
     """Write indented JSON with a final newline."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def measured_model(folder: str | Path, runtime: str) -> dict:
+    """Which model a file of measurements is of: its weights and calibration, and what ran it. Raises ModelError."""
+    folder = Path(folder)
+    card = ModelConfig.load(folder / CONFIG_NAME)
+    return {
+        "weights_sha256": hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest(),
+        "temperature": card.temperature,
+        "exponent": card.exponent,
+        "uncertain_below": card.uncertain_below,
+        "runtime": runtime,
+    }

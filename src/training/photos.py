@@ -20,16 +20,21 @@ import numpy as np
 from tqdm import tqdm
 
 from src.config import config_parser, parse_config
+from src.image_files import EXTENSIONS
 from src.inference import Predictor
 from src.models import ModelError
 from src.preprocessing import ImageError, preprocess
 from src.styles import STYLES
 from src.training.calibration import kept_metrics
-from src.training.pages import table, write_json
+from src.training.pages import measured_model, table, write_json
 from src.training.predictions import in_batches
 
 PAGE = Path("docs") / "results.md"
 BATCH = 256
+UNHELPFUL = (
+    "\n\nThe answers kept are right less often than all of them: `uncertain` knows doubt between the classes, not that "
+    "a photo is unlike the training images."
+)
 BEGIN, END = "<!-- photos: begin -->", "<!-- photos: end -->"
 # The folders of clothing-dataset-small that have a class of Fashion-MNIST; any of the classes named is right.
 CLASSES = {
@@ -46,15 +51,17 @@ CLASSES = {
 def read_photos(source: Path, split: str) -> list[tuple[str, bytes]]:
     """``(folder of the class, bytes)`` of each photo of ``split`` with a class in CLASSES, sorted by path.
 
+    Hidden files and those without an image's extension are no photos.
     Raises FileNotFoundError when there is none, ValueError for a file that is no tar.
     """
     if not source.exists():
         raise FileNotFoundError(f"--photos {source} does not exist; name a tar or folder of <split>/<class>/<photo>")
     named = {}
     for name, data in _files_of(source):
-        parts = Path(name).parts
-        if len(parts) >= 3 and parts[-3] == split and parts[-2] in CLASSES:
-            named[name] = (parts[-2], data())
+        path = Path(name)
+        is_photo = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        if is_photo and path.parts[-3:-1] in [(split, folder) for folder in CLASSES]:
+            named[name] = (path.parts[-2], data())
     if not named:
         raise FileNotFoundError(f"{source} holds no photo {split}/<class>/<photo> with a class of {', '.join(CLASSES)}")
     return [named[name] for name in sorted(named)]
@@ -141,6 +148,7 @@ def section(result: dict) -> str:
         "on, resized only (plain) and converted (fashion_mnist). Always answering the largest class would give "
         f"{result['share_of_the_largest_class']:.3f}.\n\n"
         + table(["folder", "right answers", "photos", "plain", "fashion_mnist"], rows)
+        + (UNHELPFUL if style["accuracy_kept"] < style["accuracy"] else "")
         + f"\n{END}"
     )
 
@@ -161,15 +169,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model-path", help="folder with config.json and weights (default: paths.best_model)")
     arguments, config = parse_config(parser, argv)
     try:
-        predictor = Predictor.load(arguments.model_path or config.paths.best_model)
+        folder = arguments.model_path or config.paths.best_model
+        predictor = Predictor.load(folder)
         result = {"source": arguments.photos.name, "split": arguments.split, "git_commit": predictor.config.git_commit}
+        result["model"] = measured_model(folder, "torch")
         result |= measure(predictor, read_photos(arguments.photos, arguments.split))
     except (ModelError, ImageError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    folder = Path(config.paths.metrics)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "photos.json", result)
+    metrics = Path(config.paths.metrics)
+    metrics.mkdir(parents=True, exist_ok=True)
+    write_json(metrics / "photos.json", result)
     write_section(PAGE, section(result))
     print(section(result))
     return 0

@@ -22,7 +22,7 @@ from src.config import config_parser, parse_config
 from src.models import ImageClassifier, ModelConfig, save_model
 from src.models.storage import weights_sha256
 from src.training.calibration import check_kept_accuracy, fit_card
-from src.training.fitting import Fitted, describe_model, fit, is_main_process
+from src.training.fitting import Fitted, describe_model, fit, is_main_process, save_recipe
 from src.training.plots import plot_history, save_history
 from src.training.tracking import log_results
 
@@ -47,7 +47,7 @@ def train(config) -> dict[str, float]:
         # Not from elsewhere: this run wrote the checkpoint.
         state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]  # nosec B614
         fitted.module.load_state_dict(state)
-        metrics = _evaluate_and_save(fitted, card, folder, kept_accuracy)
+        metrics = _evaluate_and_save(config, fitted, card, folder, kept_accuracy)
     if not is_main_process():
         return metrics
     plots = Path(config.paths.plots)
@@ -67,7 +67,9 @@ def train(config) -> dict[str, float]:
     return metrics
 
 
-def _evaluate_and_save(fitted: Fitted, card: ModelConfig, folder: str, kept_accuracy: float) -> dict[str, float]:
+def _evaluate_and_save(
+    config, fitted: Fitted, card: ModelConfig, folder: str, kept_accuracy: float
+) -> dict[str, float]:
     """Measure validation and test, calibrate on validation, save to ``folder``; return the metrics."""
     module, data, trainer = fitted.module, fitted.data, fitted.trainer
     metrics = trainer.validate(module, data, verbose=False)[0] | trainer.test(module, data, verbose=False)[0]
@@ -76,6 +78,7 @@ def _evaluate_and_save(fitted: Fitted, card: ModelConfig, folder: str, kept_accu
     card = fit_card(replace(card, metrics=values), logits, labels, kept_accuracy)
     if is_main_process():
         save_model(folder, module.model, card)
+        save_recipe(config, folder)
     return values
 
 
