@@ -73,7 +73,7 @@ one_at_a_time() {  # until this script ends; what it starts must not hold the lo
     (umask 077; mkdir -p "$run")
     exec 8>"$run/lock"
     flock --nonblock 8 && return
-    local other="another ./run_torchserve.sh, operate deploy or rollback"
+    local other="another ./run_torchserve.sh, operate deploy, rollback, scale or drain"
     say "Waiting for $other"
     flock --timeout 900 8 || fail "$other of this checkout has been at work for 15 minutes; end it first"
 }
@@ -113,7 +113,7 @@ drain() {  # TorchServe itself closes every connection at once
     if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
     if [[ -s $run/models ]]; then mapfile -t names <"$run/models"; fi
     for name in "${names[@]}"; do
-        TORCHSERVE_MANAGEMENT_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --model "$name" \
+        TORCHSERVE_MANAGEMENT_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --lock-held --model "$name" \
             --management "$(address management)" --metrics "$(address metrics)" --timeout 60 || status=1
     done
     return "$status"

@@ -40,11 +40,17 @@ TIMEOUT = 30  # seconds
 def start(workers: int) -> Service:
     """A server of this checkout on free ports, as ./run_torchserve.sh starts it."""
     ports = free_ports(3)
-    subprocess.run(["./run_torchserve.sh", "--native", "--ports", ",".join(map(str, ports))], cwd=ROOT, check=True)
+    run_script("--native", "--ports", ",".join(map(str, ports)))
     service = Service("fashion_mnist", *(f"http://127.0.0.1:{port}" for port in ports))
     if workers > 1:
         scale(service, workers)
     return service
+
+
+def run_script(*arguments: str) -> None:
+    """Run ./run_torchserve.sh; exit when it fails."""
+    if subprocess.run(["./run_torchserve.sh", *arguments], cwd=ROOT).returncode != 0:
+        raise SystemExit("error: ./run_torchserve.sh failed; its message is above")
 
 
 def pids(service: Service) -> list[int]:
@@ -128,7 +134,7 @@ def main() -> int:
         seconds = time.monotonic() - begun
         wrong = judge(seen, sizes, pids(service) != before)
     finally:
-        subprocess.run(["./run_torchserve.sh", "--stop"], cwd=ROOT, check=True)
+        run_script("--stop")
     print(f"{seen.total()} requests in {seconds:.0f} s: {dict(seen)}")
     print("\n".join(f"FAILED: {sentence}" for sentence in wrong) or "PASSED")
     return 1 if wrong else 0

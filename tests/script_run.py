@@ -74,7 +74,7 @@ class Run:
         """A request to a port, by https when the server was started with --secure."""
         certificate = self.root / "torchserve" / ".run" / "tls" / "certificate.pem"
         secure = (self.root / "torchserve" / ".run" / "key_file.json").exists()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = ({"Authorization": f"Bearer {key}"} if key else {}) | options.pop("headers", {})
         with requests.Session() as session:
             if secure:
                 session.verify = str(certificate)

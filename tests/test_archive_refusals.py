@@ -201,6 +201,17 @@ def test_a_model_that_is_no_state_dict_is_refused(content, archive, tmp_path):
         load_state(path)
 
 
+def test_weights_of_another_model_are_refused(archive, tmp_path):
+    """The ONNX file answers, and says of what weights it was made."""
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(archive) as opened:
+        path.write_bytes(opened.read("model.pt"))
+    state = load_state(path)
+    torch.save(state | {"mean": state["mean"] + 0.01}, path)
+    with pytest.raises(ArchiveError, match=r"is stale: made of weights \w+, not of \w+"):
+        verify(rewrite(archive, tmp_path / "x.mar", {"model.pt": path.read_bytes()}))
+
+
 @pytest.mark.parametrize("size", [0, 100, -100, -5000])
 def test_a_truncated_zip_is_refused(size, archive, tmp_path):
     target = tmp_path / "x.mar"

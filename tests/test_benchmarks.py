@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 import zipfile
 
 import pytest
@@ -16,7 +17,7 @@ from benchmarks.targets import targets
 from benchmarks.torchserve import PROPERTIES, Setting, repack
 from src.serving.load_requests import draw_images, encode_png
 from src.serving.settings import read_properties
-from tests.conftest import ROOT
+from tests.conftest import ROOT, copy_checkout, run_script
 
 PNG = encode_png(draw_images(1)[0])
 SHIPPED = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())
@@ -141,3 +142,12 @@ def test_targets_compare_with_the_best_of_each_round():
     assert rows["times the best other server"] == ["at least 2", "1.80", "NO"]
     assert rows["share of the in-process limit"] == ["at least 0.5", "0.70", "yes"]
     assert targets({"one": found["one"]}) == []
+
+
+def test_a_soak_whose_server_does_not_start_ends_with_the_reason(tmp_path):
+    root = copy_checkout(tmp_path)
+    (root / "run_torchserve.sh").write_text("#!/bin/sh\necho 'error: on purpose' >&2\nexit 3\n")
+    done = run_script(root, sys.executable, "benchmarks/soak.py")
+    said = "error: ./run_torchserve.sh failed; its message is above"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, said)
+    assert "Traceback" not in done.stderr

@@ -56,11 +56,12 @@ class Container:
                 each.kill()
             process.wait(TIMEOUT)
 
-    def health(self) -> subprocess.CompletedProcess:
+    def health(self, **environment: str) -> subprocess.CompletedProcess:
         """The health check's own process."""
         return subprocess.run(
-            [PYTHON, self.root / "healthcheck.py"], cwd=self.home, capture_output=True, text=True, timeout=TIMEOUT
-        )
+            [PYTHON, self.root / "healthcheck.py"], cwd=self.home, capture_output=True, text=True, timeout=TIMEOUT,
+            env=os.environ | environment,
+        )  # fmt: skip
 
     def service(self, token: str = "") -> Service:
         inference, management, metrics = (f"http://127.0.0.1:{port}" for port in self.ports)
@@ -137,6 +138,15 @@ def test_the_health_check_and_the_drain_renew_a_key_that_has_expired(container):
         process.send_signal(signal.SIGTERM)
         assert process.wait(TIMEOUT) == 0
     assert "every request that was taken is answered" in container.log()
+
+
+def test_the_health_check_tells_what_keeps_it_from_asking(container, tmp_path):
+    settings = container.root / "config.properties"
+    settings.write_text(settings.read_text().replace("http://", "https://"))
+    (tmp_path / "broken.pem").write_text("none")
+    unhealthy = container.health(TORCHSERVE_CERTIFICATE=str(tmp_path / "broken.pem"))
+    assert (unhealthy.returncode, unhealthy.stderr) == (1, "")
+    assert "broken.pem holds no certificate" in unhealthy.stdout
 
 
 def test_a_second_signal_does_not_wait(container):

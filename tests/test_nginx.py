@@ -214,6 +214,17 @@ def test_one_client_does_not_take_all(server, tmp_path):
     assert answers[-1].headers["Retry-After"] == "1"
 
 
+def test_one_client_has_few_requests_at_a_time(server, tmp_path):
+    """Two that are still being sent take both places."""
+    few = {"limit_conn connections 100": "limit_conn connections 2"}
+    with nginx(tmp_path, server, few) as strict, ExitStack() as stack:
+        for _ in range(2):
+            begun = f"{HEAD}Content-Length: 200000\r\n\r\n".encode() + PNG
+            stack.enter_context(strict.connect()).sendall(begun)
+        wait_until(lambda: strict.predict(PNG).status_code == 429)
+        assert is_error(strict.predict(PNG), 429, "too_many_requests")
+
+
 def test_slow_clients_are_ended_and_hold_no_place(front):
     """More than nginx sends on at once; they stop within the headers or within the body."""
     head = f"{HEAD}Content-Length: 200000\r\n\r\n".encode()

@@ -2,6 +2,8 @@
 
 import fcntl
 import io
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,10 +17,12 @@ import yaml
 
 from src.export.archive import ArchiveError, verify
 from src.serving.golden import Item, answer_golden, compare, load_golden
-from src.serving.management import Service
-from src.serving.rollout import deploy, roll_back
+from src.serving.management import Service, count_ready
+from src.serving.retiring import retire
+from src.serving.rollout import NotBack, deploy, roll_back
 from src.serving.store import Store
 from tests.conftest import ROOT, TIMEOUT, run_script
+from tests.script_run import pid_of
 from tests.test_rollout import SERVING_PYTHON, changed, versions
 from tests.waiting import wait_until
 
@@ -59,10 +63,11 @@ def command(server, verb: str, *arguments) -> list[str]:
 def test_only_one_changes_what_is_served(server, second):
     with (server.root / "torchserve" / ".run" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as ./run_torchserve.sh or another deploy
-        for arguments in (("deploy", second), ("rollback",)):
+        for arguments in (("deploy", second), ("rollback",), ("scale", "--workers", 2), ("drain",)):
             done = run_script(server.root, *command(server, *arguments))
             assert (done.returncode, done.stdout) == (1, "")
-            assert "torchserve/.run/lock is locked: another deploy, rollback or ./run_torchserve.sh" in done.stderr
+            said = "torchserve/.run/lock is locked: another deploy, rollback, scale, drain or ./run_torchserve.sh is"
+            assert said in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -90,7 +95,34 @@ def test_a_deploy_that_is_ended_once_the_new_version_serves_is_done(server, serv
     assert process.returncode == 0
     assert "version 1.0 stays registered (error: ended by SIGTERM); later: curl -X DELETE" in said
     assert versions(service) == {"1.0": False, "2.0": True}
+    # It is still registered, but it has lost its workers.
+    service.manage("/1.0?min_worker=0&max_worker=0", "PUT")
+    wait_until(lambda: not service.describe("1.0")["workers"])
     assert roll_back(service, store, print) == "1.0"
+    assert count_ready(service.describe()) == 1
+
+
+def test_when_going_back_fails_the_archive_stays_and_the_message_says_how(server, service, store, second):
+    """The server hangs as soon as the new version is the default, and answers again later."""
+    java = pid_of(server.root)
+
+    def say(line: str) -> None:
+        if line == "version 2.0 is the default":
+            os.kill(java, signal.SIGSTOP)
+
+    with pytest.raises(NotBack) as failed:
+        deploy(service, second, store, GOLDEN, 0.5, say)
+    os.kill(java, signal.SIGCONT)
+    said = str(failed.value)
+    assert re.match(r".*timed out.*; going back failed, too: .*timed out.*\. Version 2\.0 may be the default now", said)
+    assert isinstance(failed.value.__cause__, TimeoutError)
+    assert isinstance(failed.value.__cause__, TimeoutError)
+    assert store.archive_of("2.0").is_file()
+    wait_until(lambda: versions(service) == {"1.0": False, "2.0": True})
+    done = run_script(server.root, "bash", "-c", re.search(r"set 1\.0 back: (curl .*)$", said)[1])
+    assert done.returncode == 0, done.stderr
+    retire(service, "2.0", print)
+    store.remove(store.archive_of("2.0"))
 
 
 def test_a_deploy_that_cannot_be_recorded_goes_back(service, store, second):

@@ -112,7 +112,9 @@ def test_secure_asks_for_a_token(secured):
 
 def test_the_keys_are_only_in_a_file_that_nobody_else_reads(secured):
     folder = secured.root / "torchserve" / ".run"
-    assert stat.S_IMODE((folder / "key_file.json").stat().st_mode) == 0o600
+    made = [folder / "tls" / f"made.{ending}" for ending in ("p12", "password", "pem")]
+    for path in (folder / "key_file.json", *made):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
     texts = [path.read_text() for path in (folder / "logs").iterdir()]
     texts += [(secured.root / "first_output").read_text(), *(" ".join(p.cmdline()) for p in processes_of(secured.root))]
     for kind in secured.keys().values():

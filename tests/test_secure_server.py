@@ -1,6 +1,7 @@
 """A real server with --secure, a certificate of an operator's own, and an environment that tries to open it."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -11,12 +12,15 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
 import requests
 
+from src.serving.management import Service
 from src.serving.ports import free_ports
+from src.serving.retiring import curl, with_valid_keys
 from src.serving.tls import pin
 from tests.certificates import write_pair
 from tests.conftest import TIMEOUT, copy_checkout, run_script
@@ -77,9 +81,10 @@ def test_old_tls_and_strangers_certificates_are_refused(secure, tmp_path):
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     strange = pin(write_pair(tmp_path)[0])
-    for context, said in ((old, "ALERT|VERSION|PROTOCOL"), (strange, "CERTIFICATE_VERIFY_FAILED")):
+    refused = ((old, "ALERT|VERSION|PROTOCOL"), (strange, "CERTIFICATE_VERIFY_FAILED"))
+    for port, (context, said) in itertools.product(secure.ports, refused):
         with (
-            socket.create_connection(("127.0.0.1", secure.ports[1]), timeout=TIMEOUT) as connection,
+            socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as connection,
             pytest.raises(ssl.SSLError, match=said),
         ):
             context.wrap_socket(connection)
@@ -161,6 +166,44 @@ def test_a_token_is_renewed_and_the_old_one_refused(secure):
     assert secure.predict(key_of(secure, "inference")).status_code == 200
 
 
+def test_keys_that_expire_while_a_version_is_watched_are_renewed(secure):
+    run = secure.root / "torchserve" / ".run"
+    before = key_of(secure, "management")
+    given = service_of(secure)
+    assert with_valid_keys(given, run) == given
+    keys = secure.keys()
+    for kind in ("management", "inference"):
+        keys[kind]["expiration time"] = "2020-01-01T00:00:00.123456789Z"
+    (run / "key_file.json").write_text(json.dumps(keys))
+    code = f"""
+from pathlib import Path
+from src.serving.management import Service
+from src.serving.retiring import with_valid_keys
+found = with_valid_keys({given!r}, Path("torchserve/.run"))
+print(found.management_token, found.inference_token, found.describe()["modelVersion"])
+"""
+    done = run_script(secure.root, sys.executable, "-c", code)
+    assert done.stdout == f"{key_of(secure, 'management')} {key_of(secure, 'inference')} 1.0\n", done.stderr
+    assert key_of(secure, "management") != before  # TorchServe knew the other one to be valid and wrote that, too
+    elsewhere = replace(given, management="https://127.0.0.1:1")
+    assert with_valid_keys(elsewhere, run) is elsewhere
+
+
+def test_the_command_that_a_rollout_prints_works_as_printed(secure, tmp_path, monkeypatch):
+    """The version does not exist; that is said to one whom the server trusts, and who trusts the server."""
+    monkeypatch.setenv("TORCHSERVE_CERTIFICATE", "torchserve/.run/tls/certificate.pem")
+    named = replace(service_of(secure), management=f"https://shop.test:{secure.ports[1]}")
+    (tmp_path / ".curlrc").write_text(f"resolve = shop.test:{secure.ports[1]}:127.0.0.1\n")
+    done = run_script(secure.root, "bash", "-c", curl(named, "DELETE", "9.9"), CURL_HOME=str(tmp_path))
+    assert json.loads(done.stdout)["type"] == "ModelVersionNotFoundException", done.stdout + done.stderr
+
+
+def service_of(run: Run) -> Service:
+    inference, management, metrics = (f"https://127.0.0.1:{port}" for port in run.ports)
+    keys = (key_of(run, kind) for kind in ("management", "inference"))
+    return Service("fashion_mnist", inference, management, metrics, *keys)
+
+
 # ---- what management may do, to one who has its token ----
 
 
@@ -173,9 +216,10 @@ def test_no_workflow_can_be_registered(secure):
             answer = secure.request("POST", secure.ports[1], f"/workflows{query}", token, json=body)
             assert answer.status_code in (403, 404), url
     assert secure.get("/workflows", token).json() == {"workflows": []}
-    for path in ("/wfpredict/x", "/workflows?url=x.war"):
-        answer = secure.request("POST", secure.ports[0], path, key_of(secure, "inference"))
-        assert answer.status_code == 404
+    for path in ("/wfpredict/x", "/workflows?url=x.war", "/models?url=fashion_mnist.mar", "/token?type=inference"):
+        for method, kind in itertools.product(("GET", "POST"), ("inference", "management", "API")):
+            answer = secure.request(method, secure.ports[0], path, key_of(secure, kind))
+            assert answer.status_code == (404 if kind == "inference" else 400), (method, path, kind)
 
 
 def test_no_model_is_fetched_from_a_url_or_from_outside_the_store(secure):
@@ -264,7 +308,12 @@ def test_only_the_owner_reads_keys_settings_and_sockets(secure):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
     for path in (folder / "key_file.json", folder / "config.properties", folder / "tls" / "certificate.pem"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    for path in (folder / "tmp").resolve().glob(".ts.sock.*"):
+    temporary = (folder / "tmp").resolve()
+    # Of a long path it is a link to a folder of its own.
+    assert 0o700 in {stat.S_IMODE(path.stat().st_mode) for path in (temporary, temporary.parent)}
+    sockets = list(temporary.glob(".ts.sock.*"))
+    assert sockets
+    for path in sockets:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
 
 
@@ -274,7 +323,7 @@ def test_no_token_and_no_image_reaches_a_log_or_a_command_line(secure):
     for key in (inference, MARK):
         secure.predict(key, f"{MARK} raw".encode())
         secure.predict(key, json.dumps({"image": f"{MARK} base64"}).encode())
-        secure.predict(key, b"{broken " + MARK.encode())
+        secure.predict(key, b"{broken " + MARK.encode(), headers={"X-Shop": f"{MARK} header"})
         secure.predict(key, b"", files={"data": (f"{MARK}.png", f"{MARK} form".encode())})
         secure.get("/models", key)
         secure.get("/token?type=inference", key)

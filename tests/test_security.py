@@ -21,6 +21,7 @@ from src.serving.settings import SettingsError, check, for_run, read_properties
 from src.serving.settings import main as write_settings
 from src.serving.tls import CertificateError, check_pair, name_for_clients, pin
 from src.serving.tokens import TokenError, read_token
+from src.serving.tokens import main as print_token
 from tests.certificates import write_pair
 from tests.conftest import ROOT, copy_checkout, run_script
 
@@ -110,6 +111,12 @@ def test_the_certificate_made_before_is_kept_until_it_is_old(tmp_path):
     os.utime(tmp_path / "made.pem", (0, 0))
     with pytest.raises(CertificateError, match="bin/keytool made no certificate: no entropy"):
         make_certificate(tmp_path, broken)
+
+
+def test_a_keytool_that_does_not_end_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("src.serving.certificate.TIMEOUT", 0.1)
+    with pytest.raises(CertificateError, match=r"bin/keytool made no certificate in 0\.1 s; try again"):
+        make_certificate(tmp_path, keytool_in(tmp_path / "java", "exec sleep 5"))
 
 
 def test_a_good_pair_gives_its_names(tmp_path):
@@ -204,6 +211,21 @@ def test_a_token_is_read_from_a_file_that_only_its_owner_reads(tmp_path):
     keys_in(tmp_path, 0o644)
     with pytest.raises(TokenError, match="mode 644, so others may know the keys; start the server again"):
         read_token("inference", tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["half a key file", "no certificate"])
+def test_the_token_command_ends_with_the_reason(fault, tmp_path, monkeypatch, capsys):
+    keys = keys_in(tmp_path)
+    (tmp_path / "management_url").write_text("https://127.0.0.1:1\n")
+    (tmp_path / "broken.pem").write_text("none")
+    monkeypatch.setenv("TORCHSERVE_CERTIFICATE", str(tmp_path / "broken.pem"))
+    if fault == "half a key file":
+        (tmp_path / "key_file.json").write_text(json.dumps(keys)[:40])
+    assert print_token(["management", "--renew", "--run", str(tmp_path)]) == 1
+    said = {"half a key file": "key_file.json is not whole (", "no certificate": "broken.pem holds no certificate"}
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said[fault] in error
 
 
 # ---- files ----

@@ -16,15 +16,12 @@ from src.inference.archive import checksums, load_archived_predictor
 from src.inference.batch import PixelBatch
 from src.inference.frames import FrameReader
 from src.inference.report import Report
-from src.inference.requests import error_body, in_list, parse_request, status
-from src.preprocessing import MAX_PIXELS, ImageError
+from src.inference.requests import error_body, in_list, parse_request, pixel_limit, status
+from src.preprocessing import ImageError
 
 JSON = "application/json"
 MAX_HOLD = 5.0  # seconds
 MAX_ROWS = 64  # that go through the network at once
-# TorchServe ends a worker after responseTimeout, 30 seconds, and with it every request of the batch.
-LIMITS = ((10.0, MAX_PIXELS), (15.0, 1_000_000))  # seconds of a batch, and the pixels that an image may have until then
-BUSY = "large images have kept this worker busy for seconds; send fewer or smaller ones, or try again"
 
 
 class ImageClassifierHandler:
@@ -85,9 +82,7 @@ class ImageClassifierHandler:
                     self.predictor.decode(image, self.batch.next_row(), limit)
                 except ImageError as error:
                     self.batch.rewind(before)
-                    if error.reason == "too_large" and limit < MAX_PIXELS:
-                        raise ImageError("busy", BUSY) from error
-                    raise in_list(error, number, several) from error
+                    raise in_list(error, number, several, limit) from error
                 self.batch.keep()
             return len(images), several
         except ImageError as error:
@@ -142,11 +137,6 @@ class ImageClassifierHandler:
             "versions": self.predictor.runtime.versions | {"torchserve": ts.__version__, "numpy": np.__version__},
             "device": self.predictor.device,
         }
-
-
-def pixel_limit(seconds: float) -> int:
-    """How many pixels an image may have that is to be decoded so many seconds after its batch was begun; at last 0."""
-    return next((pixels for until, pixels in LIMITS if seconds < until), 0)
 
 
 def is_describe_request(request: dict, headers: dict) -> bool:

@@ -3,13 +3,13 @@
 import sys
 
 from entrypoint import own_service
-from src.serving.management import NotReady, check_ready
+from src.serving.management import check_ready
 
 
 def main() -> int:
     try:
         print(f"READY workers: {check_ready(own_service())}")
-    except (NotReady, RuntimeError, OSError) as error:
+    except (RuntimeError, ValueError, OSError) as error:  # NotReady, TokenError and CertificateError are among them
         print(f"not ready: {error}")
         return 1
     return 0

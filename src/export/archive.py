@@ -22,7 +22,7 @@ import zlib
 
 import yaml
 
-from src.inference.archive import CONFIG_NAME, STATE_NAME, load_archived_predictor
+from src.inference.archive import CONFIG_NAME, STATE_NAME, load_archived_predictor, load_state
 from src.inference.runtimes import runtime_file
 from src.models import ModelConfig
 
@@ -108,13 +108,18 @@ def check_content(path: Path) -> None:
 
 
 def check_model(archive: zipfile.ZipFile, runtime: str) -> None:
-    """The network can be loaded as a worker will, and is what its config says. Raises ModelError."""
+    """The network can be loaded as a worker will, is what its config says, and was made of the weights that lie beside
+    it. Raises ModelError."""
     ModelConfig.from_dict(json.loads(archive.read(CONFIG_NAME)), CONFIG_NAME)
     with tempfile.TemporaryDirectory() as folder:
         for name in (STATE_NAME, CONFIG_NAME, runtime_file(runtime)):
             if name is not None:
                 archive.extract(name, folder)
-        load_archived_predictor(Path(folder), runtime)
+        predictor = load_archived_predictor(Path(folder), runtime)
+        if runtime_file(runtime) is not None:  # torch reads the weights themselves
+            from src.models.storage import weights_sha256
+
+            predictor.runtime.check_weights(weights_sha256(load_state(Path(folder, STATE_NAME))))
 
 
 def check_names(entries: list[zipfile.ZipInfo], path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import orjson
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
-from src.preprocessing import ImageError
+from src.preprocessing import MAX_PIXELS, ImageError
 
 MAX_IMAGES = 64  # in one request
 MAX_FIELDS = 1000  # of a form; more would keep a worker busy for seconds
@@ -15,6 +15,9 @@ DATA_URI = re.compile(rb"data:[\w.+/-]*(;[\w.+=/-]*)*,")
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 WHITESPACE = b" \t\r\n"
 FORM = "multipart/form-data"
+# TorchServe ends a worker after responseTimeout, 30 seconds, and with it every request of the batch.
+LIMITS = ((10.0, MAX_PIXELS), (15.0, 1_000_000))  # seconds of a batch, and the pixels that an image may have until then
+BUSY = "large images have kept this worker busy for seconds; send fewer or smaller ones, or try again"
 
 
 def parse_request(fields: Mapping[str, bytes], content_type: str, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
@@ -55,8 +58,16 @@ def form_fields(body: bytes, content_type: str) -> Iterator[bytes]:
         ) from error
 
 
-def in_list(error: ImageError, number: int, several: bool) -> ImageError:
-    """``error`` of the image ``number``, which the message names where the request has ``several``."""
+def pixel_limit(seconds: float) -> int:
+    """How many pixels an image may have that is to be decoded so many seconds after its batch was begun; at last 0."""
+    return next((pixels for until, pixels in LIMITS if seconds < until), 0)
+
+
+def in_list(error: ImageError, number: int, several: bool, limit: int = MAX_PIXELS) -> ImageError:
+    """``error`` of the image ``number``, which the message names where the request has ``several``; ``busy`` when the
+    image is too large for the ``limit`` of the moment only."""
+    if error.reason == "too_large" and limit < MAX_PIXELS:
+        return ImageError("busy", BUSY)
     return ImageError(error.reason, f"image {number}: {error}" if several else str(error))
 
 

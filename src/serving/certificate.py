@@ -41,7 +41,10 @@ def make_certificate(folder: Path, java_home: Path) -> bool:
 
 def run(command: list[str | Path]) -> str:
     """What the command prints. Raises CertificateError with what it said when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise CertificateError(f"{command[0]} made no certificate in {TIMEOUT} s; try again") from error
     if done.returncode:
         raise CertificateError(f"{command[0]} made no certificate: {(done.stdout + done.stderr).strip()}")
     return done.stdout

@@ -55,9 +55,15 @@ def empty_archive(store: Path, model: str) -> Path:
 
 
 def write_empty_archive(store: Path, model: str) -> None:
-    """Write an archive that holds nothing but a name. Raises OSError."""
+    """Write an archive that holds nothing but a name; where that fails nothing is left of it. Raises OSError."""
     named = {"modelName": model, "modelVersion": VERSION, "handler": "handler.py"}
-    with zipfile.ZipFile(empty_archive(store, model), "w") as opened:
-        manifest = {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": named}
-        opened.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        opened.writestr("handler.py", "")
+    archive = empty_archive(store, model)
+    partial = archive.with_name(f".{archive.name}.part")
+    try:
+        with zipfile.ZipFile(partial, "w") as opened:
+            manifest = {"createdOn": "01/01/1980 00:00:00", "runtime": "python", "model": named}
+            opened.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
+            opened.writestr("handler.py", "")
+        partial.replace(archive)
+    finally:
+        partial.unlink(missing_ok=True)

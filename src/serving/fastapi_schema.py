@@ -52,7 +52,7 @@ BASE64 = {"type": "string", "description": "base64 of an image file; a data URI 
 ERRORS = {
     400: {"model": Error, "description": "the input cannot be answered"},
     413: {"model": Error, "description": "the body is too large"},
-    503: {"model": Error, "description": "too many requests wait; see Retry-After"},
+    503: {"model": Error, "description": "too many requests wait (see Retry-After), or large images take long"},
 }
 
 

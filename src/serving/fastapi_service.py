@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from src.inference import Predictor
-from src.inference.requests import MAX_IMAGES, error_body, in_list, parse_request
+from src.inference.requests import MAX_IMAGES, error_body, in_list, parse_request, pixel_limit, status
 from src.preprocessing import ImageError
 from src.serving.fastapi_metrics import Metrics
 from src.serving.fastapi_requests import Refusal
@@ -58,11 +58,11 @@ class Service:
         moments = [sent, time.perf_counter()]
         try:
             images, several = parse_request({"body": body}, content_type, limit)
-            pixels = self.decode(images, several)
+            pixels = self.decode(images, several, moments[1])
         except ImageError as error:
             self.metrics.count_rejected(error.reason)
             self.metrics.time_stages([*moments, time.perf_counter()])
-            return 400, error_body(error), 0
+            return status(error), error_body(error), 0
         moments.append(time.perf_counter())
         predictions = [self.predictor.label(row) for row in self.predictor.probabilities(pixels)]
         moments.append(time.perf_counter())
@@ -73,12 +73,16 @@ class Service:
         self.metrics.time_stages(moments)
         return 200, content, len(answers)
 
-    def decode(self, images: Collection[bytes], several: bool) -> np.ndarray:
-        """uint8 (N, C, H, W). Raises ImageError naming the image where the request has ``several``."""
+    def decode(self, images: Collection[bytes], several: bool, started: float) -> np.ndarray:
+        """uint8 (N, C, H, W). Raises ImageError naming the image where the request has ``several``.
+
+        ``started``: when the request was, for ``pixel_limit``.
+        """
         decoded = []
         for number, image in enumerate(images):
+            limit = pixel_limit(time.perf_counter() - started)
             try:
-                decoded.append(self.predictor.decode(image))
+                decoded.append(self.predictor.decode(image, max_pixels=limit))
             except ImageError as error:
-                raise in_list(error, number, several) from error
+                raise in_list(error, number, several, limit) from error
         return np.stack(decoded)

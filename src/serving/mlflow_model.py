@@ -12,7 +12,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from src.inference.predictor import Prediction, Predictor, attempt
-from src.inference.requests import decode_base64
+from src.inference.requests import decode_base64, in_list
 from src.preprocessing import ImageError
 
 INPUT = "image"  # the one column, or the one tensor, of the signature
@@ -74,16 +74,17 @@ class ImageModel:
 
     def answer(self, values: np.ndarray, report: bool) -> list[dict]:
         """The answers to pixels or to strings. Raises ImageError."""
-        values = values if values.ndim else values[None]
+        several = values.ndim > 0
+        values = values if several else values[None]
         if not len(values):
             raise ImageError("no_image", f"there is no image; {self.forms()}")
         answers: list[dict] = []
         for start in range(0, len(values), ROWS):
             part = values[start : start + ROWS]
-            for item in self.from_pixels(part) if part.ndim > 1 else self.from_strings(part):
+            numbers = range(start, start + len(part)) if several and not report else None
+            for item in self.from_pixels(part) if part.ndim > 1 else self.from_strings(part, numbers):
                 if isinstance(item, ImageError) and not report:
-                    number = f"image {len(answers)}: " if len(values) > 1 else ""
-                    raise ImageError(item.reason, f"{number}{item}")
+                    raise in_list(item, len(answers), several)
                 answers.append(self.encode(item))
         return answers
 
@@ -99,11 +100,18 @@ class ImageModel:
             pixels = numbers.astype(np.uint8)
         return [self.predictor.label(row) for row in self.predictor.probabilities(np.ascontiguousarray(pixels))]
 
-    def from_strings(self, texts: np.ndarray) -> list[Prediction | ImageError]:
-        """Predictions for base64 strings (N,); one that cannot be read gets its ImageError and disturbs no other."""
+    def from_strings(self, texts: np.ndarray, numbers: range | None) -> list[Prediction | ImageError]:
+        """Predictions for base64 strings (N,); one that cannot be read gets its ImageError and disturbs no other.
+
+        ``numbers``: those of the images; raises then for what is no base64, which is named as TorchServe names it.
+        """
         # From ``instances`` each comes in an array of its own.
         plain = (value.item() if isinstance(value, np.ndarray) and not value.ndim else value for value in texts)
-        return self.predictor.predict(attempt(decode_base64, text, INPUT) for text in plain)
+        if numbers is None:
+            return self.predictor.predict(attempt(decode_base64, text, INPUT) for text in plain)
+        return self.predictor.predict(
+            [decode_base64(text, f"images[{number}]") for text, number in zip(plain, numbers, strict=True)]
+        )
 
     def encode(self, item: Prediction | ImageError) -> dict:
         """One answer: TorchServe's fields, or those of its refusals."""

@@ -20,6 +20,7 @@ from mlflow.types.schema import Map
 from src.inference import Predictor
 from src.inference.runtimes import runtime_file
 from src.models.config import CONFIG_NAME, WEIGHTS_NAME
+from src.models.registry import NEED_TIMM
 from src.serving.mlflow_model import INPUT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,8 @@ def register(folder: Path, name: str | None, runtime: str) -> tuple[str, bool]:
     for a folder or name that cannot be used, MlflowException when the store cannot.
     """
     config = Predictor.load(folder, runtime=runtime).config  # what cannot be loaded is not registered
+    if config.architecture in NEED_TIMM and runtime_file(runtime) is None:
+        raise ValueError(f"{config.architecture} needs timm, which a server has not: give --runtime onnx-int8 or onnx")
     name = name or config.name
     if not NAME.fullmatch(name):
         raise ValueError(f"the registered model's name is {name!r}; use letters, digits, _ . and -")

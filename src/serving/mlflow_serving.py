@@ -108,7 +108,7 @@ def predict(url: str, paths: list[Path]) -> list[dict]:
         texts = [base64.b64encode(data).decode() for data in read if not isinstance(data, ImageError)]
         given = iter(invoke(url, texts, {"bad_images": "report"}) if texts else ())
         answers += [orjson.loads(error_body(data)) if isinstance(data, ImageError) else next(given) for data in read]
-    return [{"file": str(path), **answer} for path, answer in zip(paths, answers, strict=True)]
+    return [{"filename": str(path), **answer} for path, answer in zip(paths, answers, strict=True)]
 
 
 def with_registry(arguments: argparse.Namespace) -> None:

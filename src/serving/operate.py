@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from src.serving.client import send
 from src.serving.draining import drain
 from src.serving.golden import DEFAULT_GOLDEN, load_golden
+from src.serving.lock import locked
 from src.serving.management import Service, show_status, status, wait_ready
 from src.serving.scaling import scale
 from src.serving.tokens import add_token
@@ -38,9 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     back = commands.add_parser("rollback", help="serve the version before the last deployed one again")
     draining = commands.add_parser("drain", help="refuse new requests, answer those taken; before a server stops")
     draining.add_argument("--timeout", type=float, default=60, help="seconds to wait: %(default)s")
+    draining.add_argument("--lock-held", action="store_true", help="the caller has the lock, as ./run_torchserve.sh")
     sending = commands.add_parser("send", help="send a JSON request, once more if it fails, and print the answer")
     sending.add_argument("file", type=Path)
-    for command in (deploying, back, draining):
+    for command in (scaling, deploying, back, draining):
         command.add_argument("--store", type=Path, default=STORE, help="the server's model store: %(default)s")
     fields = Service()
     for command in commands.choices.values():
@@ -63,7 +66,8 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
             print(json.dumps(found, indent=2) if arguments.json else show_status(found))
             return 0 if found["ready"] else 1
         case "scale":
-            print(f"{service.model} has {show_count(scale(service, arguments.workers))}")
+            with locked(arguments.store.parent / ".run"):
+                print(f"{service.model} has {show_count(scale(service, arguments.workers))}")
         case "deploy" | "rollback":
             # They read archives, which needs torch and PyYAML.
             from src.serving.rollout import deploy, roll_back
@@ -71,7 +75,7 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
 
             store = Store(arguments.store, service.model)
             end_by_exception()
-            with store.locked():
+            with locked(store.run):
                 if arguments.command == "deploy":
                     items = load_golden(arguments.golden)
                     version = deploy(service, arguments.archive, store, items, arguments.watch, say)
@@ -79,7 +83,8 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
                     version = roll_back(service, store, say)
             say(f"{service.model} {version} serves")
         case "drain":
-            return 0 if drain(service, arguments.store, arguments.timeout, say) else 1
+            with nullcontext() if arguments.lock_held else locked(arguments.store.parent / ".run"):
+                return 0 if drain(service, arguments.store, arguments.timeout, say) else 1
         case "send":
             url = f"{service.inference}/predictions/{service.model}"
             print(send(url, arguments.file.read_bytes(), token=service.inference_token).decode())
@@ -134,6 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     except (RuntimeError, ValueError, OSError) as error:  # NotReady, RolloutError and ArchiveError are among them
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # deploy and rollback say that they were ended
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -1,18 +1,11 @@
 """The archives that a TorchServe may serve, and the record of those that were deployed."""
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.export.archive import ArchiveError, checksum_path, sha256
-
-
-class StoreBusy(RuntimeError):
-    """Somebody else changes what is served."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +27,14 @@ class Store:
     def served(self) -> Path:
         return self.folder / f"{self.model}.served.mar"
 
+    @property
+    def run(self) -> Path:
+        """What ./run_torchserve.sh keeps of the server: its lock, its keys."""
+        return self.folder.parent / ".run"
+
     def archive_of(self, version: str) -> Path:
         """Where a deployed archive lies."""
         return self.folder / f"{self.model}-{version}.mar"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of ./run_torchserve.sh. Raises StoreBusy at once when another holds it."""
-        path = self.folder.parent / ".run" / "lock"
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StoreBusy(
-                    f"{path} is locked: another deploy, rollback or ./run_torchserve.sh is at work; try again after it"
-                ) from error
-            yield
 
     def deployed(self) -> list[str]:
         """The names of the deployed archives."""

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from src.serving.client import call
+from src.serving.tls import CertificateError
 
 RUN = Path("torchserve/.run")  # what run_torchserve.sh leaves there: key_file.json, management_url, tls/certificate.pem
 
@@ -46,7 +47,10 @@ def read_keys(run: Path) -> dict:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise TokenError(f"{path} has mode {mode:o}, so others may know the keys; start the server again")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise TokenError(f"{path} is not whole ({error}); try again, or start the server again") from error
 
 
 def has_expired(key: dict[str, str]) -> bool:
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         print(f"Authorization: Bearer {read_token(arguments.kind, arguments.run, arguments.renew)}")
-    except (TokenError, OSError) as error:
+    except (TokenError, CertificateError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,0 +1,44 @@
+"""src/serving/operate.py and src/serving/draining.py where there is no server, or none that answers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, TIMEOUT, run_script
+
+COMMANDS = (["ready", "--timeout", "60"], ["status"], ["scale", "--workers", "2"], ["drain"])
+WRITE = "from pathlib import Path; from src.serving.draining import write_empty_archive as w; w(Path({!r}), 'a')"
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
+def test_control_c_ends_a_command_without_a_word(arguments, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(TIMEOUT)
+        command = [sys.executable, "-m", "src.serving.operate", *arguments]
+        command += ["--management", f"http://127.0.0.1:{silent.getsockname()[1]}"]
+        if arguments[0] in ("scale", "drain"):
+            (tmp_path / "model-store").mkdir()
+            command += ["--store", str(tmp_path / "model-store")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # These tests may run in a background job, which ignores SIGINT and hands that on.
+        heeded = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+        with subprocess.Popen(command, cwd=ROOT, **pipes, **heeded) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                said = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, *said) == (130, "", "")
+
+
+def test_a_drain_that_cannot_write_leaves_nothing_for_the_next_one(tmp_path):
+    """The limit on a file's size ends the write, as a full disk does."""
+    code = WRITE.format(str(tmp_path))
+    done = run_script(ROOT, "bash", "-c", 'ulimit -f 0; "$@"', "-", sys.executable, "-c", code)
+    assert "OSError: [Errno 27] File too large" in done.stderr
+    assert os.listdir(tmp_path) == []
+    assert run_script(ROOT, sys.executable, "-c", code).returncode == 0
+    assert os.listdir(tmp_path) == ["a-draining.mar"]
