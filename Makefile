@@ -101,11 +101,11 @@ format: env  ## rewrite the code in the one style
 	ruff check --fix .
 	ruff format .
 
-docs: env  ## write docs/model_card.md from the metrics, docs/api.md from a running server's answers
+pages: env  ## write docs/model_card.md from the metrics, docs/api.md from a running server's answers
 	python src/training/model_card.py --config configs/config.yaml
 	python scripts/write_api_docs.py
 
-site: env  ## build the pages of docs/ and the Python reference into docs/_build
+docs: env  ## build the pages of docs/ and the Python reference into docs/_build
 	sphinx-build -W --keep-going -q docs docs/_build
 
 clean:  ## stop the server, remove the environments and what runs left

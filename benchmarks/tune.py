@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         *describe_machine(),
         f"- Load: wrk, {arguments.connections} connections, {source}; {arguments.warmup:g} s of warm-up, "
         f"{arguments.seconds:g} s measured, {arguments.rounds} round{'s' * (arguments.rounds > 1)}",
-        f"- Shipped: {arguments.workers} workers, batchSize {shipped['batchSize']}, maxBatchDelay "
+        f"- Shipped, scaled to {arguments.workers} workers: batchSize {shipped['batchSize']}, maxBatchDelay "
         f"{shipped['maxBatchDelay']} ms, `{options}`, torchserve/log4j2.xml",
         f"- The shipped setting's own {len(rates)} measurements differ by {spread:.0f}%: "
         "a smaller difference means nothing",

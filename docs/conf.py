@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: ``make site``, or ``sphinx-build -W --keep-going docs docs/_build``."""
+"""How Sphinx builds these pages: ``make docs``, or ``sphinx-build -W --keep-going docs docs/_build``."""
 
 import sys
 import tomllib

@@ -1,4 +1,4 @@
-"""Run every command of docs/api.md against a real server and write its answer below it: ``make docs``."""
+"""Run every command of docs/api.md against a real server and write its answer below it: ``make pages``."""
 
 import base64
 import json

@@ -3,8 +3,9 @@
 IMAGES is a folder (searched recursively, links to folders are not followed), one image, or a file list: a .txt with
 one path a line, relative to the list's folder. A CSV has the columns filename, predicted_class, predicted_label,
 confidence, prob_<class_name> for each class, and uncertain (true for an answer that a person should check, else
-false); OUT.json holds a list of objects with the same. An image that cannot be read, or that a list names and that is
-missing, becomes a row of OUT.csv.errors.csv (OUT.json.errors.csv) instead, and the exit status is 1.
+false); OUT.json holds a list of the objects that a server answers, each with its filename. An image that cannot be
+read, or that a list names and that is missing, becomes a row of OUT.csv.errors.csv instead, or in OUT.json an object
+with code, type and message; the exit status is 1.
 
 Without --output_path, or with -, the answer for one image is printed as JSON.
 """
@@ -30,7 +31,7 @@ from src.preprocessing import ImageError
 
 
 def predict_folder(predictor: Predictor, source: Path, output: Path, batch_size: int) -> tuple[int, int]:
-    """Write the CSV or JSON and, if images failed, ``<output>.errors.csv``; return how many (succeeded, failed).
+    """Write the JSON, or the CSV and, if images failed, ``<output>.errors.csv``; return how many (succeeded, failed).
 
     ``source``: a folder, a file list or one image. One file and one batch of pixels are in memory at a time, and every
     file's name. Both files appear whole or not at all. Raises OSError when ``source`` cannot be read or ``output`` not
@@ -47,15 +48,15 @@ def predict_folder(predictor: Predictor, source: Path, output: Path, batch_size:
             for start in range(0, len(names), batch_size):
                 batch = names[start : start + batch_size]
                 for name, answer in zip(batch, answer_files(predictor, folder, batch), strict=True):
-                    if isinstance(answer, ImageError):
+                    failed += isinstance(answer, ImageError)
+                    if isinstance(answer, ImageError) and not kind.holds_errors:
                         errors.writerow([name, answer.reason, str(answer)])
-                        failed += 1
                     else:
                         answers.write(name, answer)
                 bar.update(len(batch))
         answers.end()
         keep()
-        if failed:
+        if failed and not kind.holds_errors:
             keep_errors()
         else:
             errors_path.unlink(missing_ok=True)
@@ -107,7 +108,8 @@ def report_counts(good: int, bad: int, output: Path) -> int:
     """Say what ``predict_folder`` did; the exit status."""
     print(f"{good} images classified -> {output}")
     if bad:
-        print(f"{bad} images could not be read -> {output}.errors.csv", file=sys.stderr)
+        errors = output if output_type(output).holds_errors else f"{output}.errors.csv"
+        print(f"{bad} images could not be read -> {errors}", file=sys.stderr)
     return 1 if bad else 0
 
 

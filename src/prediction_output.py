@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import TextIO
 
 from src.inference.predictor import Prediction
+from src.preprocessing import ImageError
+
+VERSION = "unregistered"  # a folder has no version; MLflow's server says the same of one
 
 
 class CsvOutput:
     """filename, predicted_class, predicted_label, confidence, prob_<class_name> for each class, uncertain."""
+
+    holds_errors = False
 
     def __init__(self, file: TextIO, class_names: list[str]):
         self.writer = csv.writer(file)
@@ -32,11 +37,13 @@ class CsvOutput:
 class JsonOutput:
     """A list with one object an image, one a line, as ``as_dict`` gives it."""
 
+    holds_errors = True
+
     def __init__(self, file: TextIO, class_names: list[str]):
         self.file = file
         self.before = "[\n"
 
-    def write(self, name: str, answer: Prediction) -> None:
+    def write(self, name: str, answer: Prediction | ImageError) -> None:
         self.file.write(self.before + json.dumps(as_dict(name, answer)))
         self.before = ",\n"
 
@@ -47,10 +54,13 @@ class JsonOutput:
 OUTPUTS = {".csv": CsvOutput, ".json": JsonOutput}
 
 
-def as_dict(name: str, answer: Prediction) -> dict:
-    """One prediction as JSON has it: the file's name, then what the server answers."""
+def as_dict(name: str, answer: Prediction | ImageError) -> dict:
+    """One answer as JSON has it: the file's name, then what the server answers."""
     # JSON has no bytes that are no text; they become backslash escapes, as in the CSV.
-    return {"filename": name.encode("utf-8", "backslashreplace").decode(), **asdict(answer)}
+    shown = {"filename": name.encode("utf-8", "backslashreplace").decode()}
+    if isinstance(answer, ImageError):
+        return {**shown, "code": 400, "type": answer.reason, "message": str(answer)}
+    return {**shown, **asdict(answer), "model_version": VERSION}
 
 
 def output_type(path: Path) -> type[CsvOutput] | type[JsonOutput]:

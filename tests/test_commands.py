@@ -132,7 +132,8 @@ def test_infer_on_images_of_ones_own(inside, capsys, tmp_path):
     (photos / "broken.png").write_text("no image")
     arguments = ["infer", "experiment=cifar10", "--checkpoint_name", "final_model", "--input", str(photos)]
     assert commands.main([*arguments, "--output", str(tmp_path / "out.json")]) == 1
-    assert [entry["filename"] for entry in json.loads((tmp_path / "out.json").read_text())] == ["red.png"]
+    bad, good = json.loads((tmp_path / "out.json").read_text())
+    assert (bad["filename"], bad["type"], good["filename"]) == ("broken.png", "not_an_image", "red.png")
     assert "1 images could not be read" in capsys.readouterr().err
 
 

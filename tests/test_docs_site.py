@@ -16,6 +16,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert 'href="../' not in (tmp_path / "site" / "runtimes.html").read_text(), "a link out of the site leads nowhere"
 
 
-def test_make_site_builds_the_same():
-    plan = run_script(ROOT, "make", "-n", "site")
+def test_make_docs_builds_the_same():
+    plan = run_script(ROOT, "make", "-n", "docs")
     assert "sphinx-build -W --keep-going -q docs docs/_build" in plan.stdout

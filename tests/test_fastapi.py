@@ -4,10 +4,13 @@ import http.client
 from collections.abc import Iterator
 from pathlib import Path
 
+import orjson
 import pytest
 import requests
 
+from src.inference import Predictor
 from src.serving.fastapi_requests import MAX_BODY
+from src.serving.fastapi_service import Service
 from tests.conftest import ROOT, RUNTIME, TIMEOUT
 from tests.drawing import encode
 from tests.fastapi_run import check_metrics, line_of, lines_of, running
@@ -98,6 +101,17 @@ def test_other_paths_and_methods(url, method, path):
 
 def test_put_is_taken_for_post(url):
     assert requests.put(f"{url}/predict", PNG, timeout=TIMEOUT).json()["predicted_label"]
+
+
+def test_a_request_that_takes_long_is_refused_as_by_torchserve(monkeypatch):
+    service = Service(Predictor.load(ROOT / "models" / "best_model", runtime=RUNTIME), RUNTIME, "1.0", 1, 1)
+    monkeypatch.setattr("src.inference.requests.LIMITS", ((3600.0, 100),))
+    status, content, images = service.classify(PNG, "image/png", 64, False, 0.0)
+    assert (status, images) == (503, 0)
+    error = orjson.loads(content)
+    assert (error["code"], error["type"]) == (503, "busy")
+    assert service.classify(encode(OTHER.resize((10, 10))), "image/png", 64, False, 0.0)[0] == 200
+    service.pool.shutdown()
 
 
 def test_batches(url):

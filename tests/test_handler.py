@@ -175,11 +175,10 @@ def test_a_bad_input_is_refused_and_disturbs_no_other_of_its_batch(ask, expected
 
 def test_a_batch_that_takes_long_refuses_large_images_and_then_all(ask, expected, monkeypatch):
     small = encode(OTHER.resize((10, 10)))
-    settings = type(ask.handler).decode.__globals__
-    monkeypatch.setitem(settings, "LIMITS", ((3600.0, 100),))
+    monkeypatch.setattr("src.inference.requests.LIMITS", ((3600.0, 100),))
     (status, error), (other, _) = ask(raw(as_json(images=[as_base64(small), as_base64(PNG)])), raw(small))
     assert (status, error["code"], error["type"], other) == (503, 503, "busy", 200)
-    monkeypatch.setitem(settings, "LIMITS", ((0.0, 100),))
+    monkeypatch.setattr("src.inference.requests.LIMITS", ((0.0, 100),))
     assert [(status, error["type"]) for status, error in ask(raw(small), raw(PNG))] == [(503, "busy")] * 2
     monkeypatch.undo()
     [(status, answer)] = ask(raw(PNG))

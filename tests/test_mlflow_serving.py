@@ -129,6 +129,12 @@ def test_the_model_loads_without_the_checkout(registered, store, tmp_path, expec
     assert_same(from_pixels, expected)
 
 
+def test_a_network_that_needs_timm_is_registered_as_onnx_only(in_store):
+    folder = ROOT / "models" / "flowers_small" / "best_model"
+    with pytest.raises(ValueError, match="prototypes needs timm, which a server has not: give --runtime onnx-int8"):
+        register(folder, None, "torch")
+
+
 def test_the_torch_runtime_can_be_registered(in_store):
     uri, new = register(BEST, "with_torch", "torch")
     assert new
@@ -167,7 +173,7 @@ def test_more_images_than_go_through_the_network_at_once_keep_their_order(mlflow
     "value", ["@@@@", "", 5, None, as_base64(b"hello"), as_base64(PNG[:60])], ids=lambda value: repr(value)[:12]
 )
 def test_what_is_no_image_is_refused_as_torchserve_refuses_it(value, mlflow_server, server):
-    expected = server.predict(as_json(image=value)).json()
+    expected = server.predict(as_json(images=[value])).json()
     answer = invoke(mlflow_server, inputs=[value])
     assert answer.status_code == expected["code"] == 400
     assert {key: answer.json()[key] for key in expected} == expected
@@ -190,7 +196,7 @@ def test_a_bad_image_is_named_or_reported_in_its_row(mlflow_server, server):
         ({"inputs": (PIXELS / 255).tolist()}, "bad_tensor", "whole numbers from 0 to 255"),
         ({"inputs": (PIXELS.astype(int) + 1000).tolist()}, "bad_tensor", "whole numbers from 0 to 255"),
         ({"inputs": PIXELS[:, 0].tolist()}, "bad_tensor", "shape (8, 28, 28); send"),
-        ({"inputs": [TEXTS[0], PIXELS[0].tolist()]}, "bad_base64", 'image 1: "image" is list'),
+        ({"inputs": [TEXTS[0], PIXELS[0].tolist()]}, "bad_base64", '"images[1]" is list'),
         ({"inputs": []}, "no_image", "there is no image"),
         ({"inputs": TEXTS, "params": {"bad_images": "skip"}}, "bad_params", "must be refuse or report"),
         ({"dataframe_split": {"columns": ["picture"], "data": [["a"]]}}, None, "missing inputs ['image']"),
@@ -218,7 +224,7 @@ def test_predict_prints_an_answer_a_file(mlflow_server, tmp_path, capsys, expect
     (tmp_path / "bad.png").write_bytes(b"hello")
     assert main(["predict", "--url", f"{mlflow_server}/", str(tmp_path / "good.png")]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
-    assert answer.pop("file") == str(tmp_path / "good.png")
+    assert answer.pop("filename") == str(tmp_path / "good.png")
     assert_same([answer], expected[:1])
     assert main(["predict", "--url", mlflow_server, *(str(tmp_path / name) for name in ("bad.png", "good.png"))]) == 1
     bad, good = json.loads(capsys.readouterr().out)

@@ -1,7 +1,9 @@
 """Another experiment's archive, served beside the flagship by one TorchServe."""
 
 import base64
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import requests
@@ -11,12 +13,13 @@ from src.models import ModelConfig, build_network, save_model
 from src.models.classifier import ImageClassifier
 from src.preprocessing import Preprocessing
 from src.serving.ports import free_ports
-from tests.conftest import TIMEOUT, copy_checkout
+from tests.conftest import ROOT, RUNTIME, TIMEOUT, copy_checkout
 from tests.drawing import GARMENTS, encode
 from tests.image_folders import draw_photo_of
 from tests.script_run import Run, bare_environment, pid_of, wait_until_none
 from tests.test_rollout import operate
 
+SHIPPED = ("clothing_small", "flowers_small")
 ARGS = {"widths": [8, 16], "dropout": 0.0}
 
 
@@ -83,5 +86,24 @@ def test_a_deployed_version_of_the_other_lasts(beside, tmp_path):
     wait_until_none(beside.root)
     beside.start("--native", "--models", "fruits")
     assert requests.post(url, data=photo, timeout=TIMEOUT).json()["model_version"] == "2.0"
+    beside.script("--stop")
+    wait_until_none(beside.root)
+
+
+def test_the_shipped_colour_models_answer_as_offline(beside):
+    training = replace(beside, environment=beside.environment | {"PYTHON": sys.executable})  # it has timm
+    for name in SHIPPED:
+        made = training.create("--experiment", name)
+        assert made.returncode == 0, made.stderr
+    beside.start("--native", "--models", ",".join(SHIPPED))
+    photos = [encode(draw_photo_of(kind, 7), "JPEG") for kind in GARMENTS]
+    for name in SHIPPED:
+        expected = Predictor.load(ROOT / "models" / name / "best_model", runtime=RUNTIME).predict(photos)
+        for photo, wanted in zip(photos, expected, strict=True):
+            url = f"http://127.0.0.1:{beside.ports[0]}/predictions/{name}"
+            answer = requests.post(url, data=photo, timeout=TIMEOUT).json()
+            assert answer["predicted_label"] == wanted.predicted_label
+            assert answer["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
+    assert beside.predict().json()["predicted_label"] == "Trouser"
     beside.script("--stop")
     wait_until_none(beside.root)

@@ -23,8 +23,9 @@ def test_one_image_to_a_file_or_printed(tmp_path, capsys):
         assert main(["--input_path", str(image), "--model_path", str(MODEL), *arguments]) == 0
         assert json.loads(capsys.readouterr().out) == shown
     assert list(shown) == [
-        "filename", "predicted_class", "predicted_label", "confidence", "uncertain", "probabilities",
+        "filename", "predicted_class", "predicted_label", "confidence", "uncertain", "probabilities", "model_version",
     ]  # fmt: skip
+    assert shown["model_version"] == "unregistered"
     assert (row["filename"], float(row["confidence"])) == ("000.png", shown["confidence"])
     assert shown["filename"] == "000.png"
     assert {name: float(row[f"prob_{name}"]) for name in shown["probabilities"]} == shown["probabilities"]
@@ -58,17 +59,27 @@ def test_a_file_list_loses_nothing(tmp_path):
     bad = [b"missing.png", b"../other", b"null\0byte.png", b"list.txt"]
     (tmp_path / "images" / "list.txt").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*good[:3], b"", *bad, *good[3:]]))
     assert classify(tmp_path / "images" / "list.txt", tmp_path / "out.json", "--batch_size", "2") == 1
-    wanted = [*(name.decode() for name in good[:5]), "caf\\udce9.png"]
-    assert [row["filename"] for row in json.loads((tmp_path / "out.json").read_text())] == wanted
-    errors = rows_of(tmp_path / "out.json.errors.csv")
-    assert [row["filename"] for row in errors] == [name.decode() for name in bad]
-    assert [row["reason"] for row in errors] == ["unreadable", "unreadable", "unreadable", "not_an_image"]
+    rows = json.loads((tmp_path / "out.json").read_text())
+    names = [name.decode() for name in (*good[:3], *bad, *good[3:5])]
+    assert [row["filename"] for row in rows] == [*names, "caf\\udce9.png"]
+    kinds = ["unreadable", "unreadable", "unreadable", "not_an_image"]
+    assert [row.get("type") for row in rows] == [None] * 3 + kinds + [None] * 3
+    assert not (tmp_path / "out.json.errors.csv").exists()
+    assert classify(tmp_path / "images" / "list.txt", tmp_path / "out.csv") == 1
+    errors = rows_of(tmp_path / "out.csv.errors.csv")
+    assert [(row["filename"], row["reason"]) for row in errors] == [
+        (name.decode(), kind) for name, kind in zip(bad, kinds, strict=True)
+    ]
 
 
-def test_json_without_a_good_image_is_an_empty_list(tmp_path):
+def test_json_holds_the_error_of_an_image_in_its_place(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("missing.png\n")
     assert classify(tmp_path / "list.txt", tmp_path / "out.json") == 1
-    assert json.loads((tmp_path / "out.json").read_text()) == []
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert row == {"filename": "missing.png", "code": 400, "type": "unreadable", "message": row["message"]}
+    assert "No such file" in row["message"]
+    assert f"1 images could not be read -> {tmp_path / 'out.json'}\n" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt", "out.json"]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,10 @@ def test_what_no_form_allows_is_an_error(source, output, said, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "images"]
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_the_device_auto_takes_the_gpu_where_there_is_one(runtime):
-    expected = "cuda" if torch.cuda.is_available() and runtime == "torch" else "cpu"
-    assert choose_device("auto", runtime) == expected
+@pytest.mark.parametrize(
+    ("gpu", "runtime", "device"),
+    [(True, "torch", "cuda"), (False, "torch", "cpu"), (True, "onnx", "cpu"), (False, "onnx", "cpu")],
+)
+def test_the_device_auto_takes_the_gpu_where_there_is_one(gpu, runtime, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert choose_device("auto", runtime) == device
