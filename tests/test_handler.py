@@ -60,15 +60,15 @@ def ask(model_dir):
     return load_handler(model_dir, RUNTIME)
 
 
-def load_handler(folder, runtime: str):
-    """What ``ask`` gives, for the unpacked archive in ``folder``."""
+def load_handler(folder, runtime: str, **settings_of_handler):
+    """What ``ask`` gives, for the unpacked archive in ``folder``, with these settings in its section ``handler``."""
     spec = importlib.util.spec_from_file_location("handler", ROOT / "torchserve" / "handler.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     metrics = MetricsCacheYamlImpl(str(ROOT / "torchserve" / "metrics.yaml"))
     metrics.initialize_cache()
     settings = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())
-    settings["handler"]["runtime"] = runtime
+    settings["handler"] |= {"runtime": runtime, **settings_of_handler}
     manifest = {"model": {"modelVersion": "1.0"}}
     metrics.model_name = "fashion_mnist"
     context = Context("fashion_mnist", str(folder), manifest, 32, None, "0.12.0", True, metrics, settings)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from src.serving.client import call
 from tests.conftest import ROOT, TIMEOUT, run_script
 
 COMMANDS = (["ready", "--timeout", "60"], ["status"], ["scale", "--workers", "2"], ["drain"])
@@ -42,3 +43,10 @@ def test_a_drain_that_cannot_write_leaves_nothing_for_the_next_one(tmp_path):
     assert os.listdir(tmp_path) == []
     assert run_script(ROOT, sys.executable, "-c", code).returncode == 0
     assert os.listdir(tmp_path) == ["a-draining.mar"]
+
+
+def test_a_server_that_says_nothing_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/ping"
+        with pytest.raises(TimeoutError, match=f"GET {url}: no answer within 0.2 s"):
+            call(url, timeout=0.2)

@@ -189,6 +189,16 @@ def test_the_handler_with_each_runtime(runtime, model_dir):  # noqa: F811
         assert [answer["predicted_label"] for answer in answers] == ["Trouser", "Bag"] * 20
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_the_handler_with_a_compiled_network(model_dir):  # noqa: F811
+    ask = load_handler(model_dir, "torch", compile=True)
+    assert ask.handler.predictor.runtime.forward is not ask.handler.predictor.runtime.model
+    predictor = Predictor.load(MODEL, runtime="torch")
+    for images in ([PNG], [encode(OTHER), PNG] * 5):
+        for found, wanted in zip(ask(*map(raw, images)), predictor.predict(images), strict=True):
+            assert found[1]["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
+
+
 @pytest.mark.parametrize("missing", ["model.onnx", "model.int8.onnx", "model.pt"])
 def test_an_archive_without_the_file_of_its_runtime_does_not_load(missing, model_dir, tmp_path):  # noqa: F811
     unpacked = Path(shutil.copytree(model_dir, tmp_path / "unpacked"))

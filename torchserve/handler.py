@@ -36,7 +36,9 @@ class ImageClassifierHandler:
         settings = context.model_yaml_config["handler"]
         self.runtime = settings["runtime"]
         folder = Path(properties["model_dir"])
-        self.predictor = load_archived_predictor(folder, self.runtime, properties.get("gpu_id"), settings["threads"])
+        self.predictor = load_archived_predictor(
+            folder, self.runtime, properties.get("gpu_id"), settings["threads"], settings.get("compile", False)
+        )
         self.description = self.describe(checksums(folder, self.runtime), context.manifest["model"]["modelVersion"])
         self.version = self.description["model_version"]
         rows = properties["batch_size"]

@@ -143,14 +143,22 @@ def check_settings(settings: object, names: set[str], path: Path) -> None:
         found = sorted(map(str, settings)) if isinstance(settings, dict) else type(settings).__name__
         raise ArchiveError(f"{path}: {MODEL_SETTINGS} has the keys {found}; it must have {sorted(SETTINGS)}")
     handler = settings["handler"]
-    if not isinstance(handler, dict) or set(handler) != {"runtime", "threads"}:
-        raise ArchiveError(f"{path}: {MODEL_SETTINGS}: handler is {handler!r}; it must hold runtime and threads alone")
+    if not isinstance(handler, dict) or set(handler) - {"compile"} != {"runtime", "threads"}:
+        raise ArchiveError(
+            f"{path}: {MODEL_SETTINGS}: handler is {handler!r}; it must hold runtime, threads and compile alone"
+        )
     try:
         file = runtime_file(str(handler["runtime"]))
     except ValueError as error:
         raise ArchiveError(f"{path}: {MODEL_SETTINGS}: {error}") from error
     if file is not None and file not in names:
         raise ArchiveError(f"{path} misses {file}, which the runtime {handler['runtime']} reads; {REBUILD}")
+    compiled = handler.get("compile", False)  # archives built before it was known lack it
+    if type(compiled) is not bool or (compiled and file is not None):
+        raise ArchiveError(
+            f"{path}: {MODEL_SETTINGS}: compile is {compiled!r} with the runtime {handler['runtime']}; "
+            "it must be false, or true with torch"
+        )
     numbers = {key: value for key, value in settings.items() if key != "handler"} | {"threads": handler["threads"]}
     for key, value in numbers.items():
         least = 0 if key == "maxBatchDelay" else 1

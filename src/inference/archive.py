@@ -56,10 +56,13 @@ def load_archived_model(folder: Path) -> "tuple[ImageClassifier, ModelConfig]":
     return with_state(build_classifier(config), load_state(path), str(path)), config
 
 
-def load_archived_predictor(folder: Path, runtime: str, gpu: int | None = None, threads: int = 1) -> Predictor:
+def load_archived_predictor(
+    folder: Path, runtime: str, gpu: int | None = None, threads: int = 1, compiled: bool = False
+) -> Predictor:
     """A Predictor from an unpacked archive.
 
-    ``gpu``: the one to use where ``runtime`` is torch and sees one. ``threads``: of each call on the CPU.
+    ``gpu``: the one to use where ``runtime`` is torch and sees one. ``threads``: of each call on the CPU. ``compiled``:
+    through torch.compile, where ``runtime`` is torch.
 
     Raises ModelError when a file is missing or cannot be used, ValueError for an unknown runtime.
     """
@@ -74,7 +77,7 @@ def load_archived_predictor(folder: Path, runtime: str, gpu: int | None = None, 
     torch.set_num_threads(threads)
     model, config = load_archived_model(folder)
     device = f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu"
-    return Predictor(TorchRuntime(model, device), config)
+    return Predictor(TorchRuntime(model, device, compiled=compiled), config)
 
 
 def checksums(folder: Path, runtime: str) -> dict[str, str]:

@@ -48,6 +48,8 @@ def call(
         raise Refused(f"{request.get_method()} {url} answers {error.code}: {said}", error.code) from error
     except urllib.error.URLError as error:
         raise ConnectionError(f"{request.get_method()} {url}: {error.reason}") from error
+    except TimeoutError as error:
+        raise TimeoutError(f"{request.get_method()} {url}: no answer within {timeout:g} s") from error
     except http.client.HTTPException as error:  # the connection ended within an answer
         raise ConnectionError(f"{request.get_method()} {url}: {error!r}") from error
 
