@@ -17,6 +17,7 @@ from src.models import ModelConfig, build_classifier, load_model, save_model
 from src.preprocessing import Preprocessing
 from src.training.calibration import expected_calibration_error
 from src.training.evaluate import classification_metrics, latency_ms, main, missed_targets
+from src.training.pages import measured_model
 from src.training.plots import plot_confusion
 from tests.drawing import GARMENTS
 
@@ -136,8 +137,10 @@ def test_the_files_hold_what_was_measured(run, drawn, tmp_path):
         "parameters",
         "multiply_adds",
         "targets_missed",
+        "model",
     }
     assert set(metrics) == set(expected) | extra
+    assert metrics["model"] == measured_model(tmp_path / "untrained", "torch")
     assert {name: metrics[name] for name in expected} == expected
     weights = tmp_path / "untrained" / "model.safetensors"
     assert metrics["model_size_mb"] == pytest.approx(weights.stat().st_size / 1e6, abs=1e-3)
