@@ -2,11 +2,10 @@
 
 import csv
 import mimetypes
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from src.data.folders import files_below, find_location, local_paths
+from src.data.folders import files_below, find_location, local_paths, walk
 from src.data.source import SHOWN, ImageFile, Source, read_files
 from src.preprocessing import Preprocessing
 
@@ -91,12 +90,8 @@ def list_items(root: Path) -> list[tuple[Path, str, str]]:
 def walk_items(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """Sorted: the item folders below ``root``, also behind links; the other folders above them or beside them; the
     images in those. Hidden files and folders are passed over. Raises OSError for a folder that cannot be listed."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
     items, others, strays = [], [], []
-    for base, names, files in os.walk(root, onerror=fail, followlinks=True):
+    for base, names, files in walk(root):
         folder = Path(base)
         names[:] = [name for name in names if not name.startswith(".")]
         items += [folder / name for name in names if name.startswith("id_")]

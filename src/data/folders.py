@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from src.data.download import DownloadError, fetch
@@ -158,17 +159,22 @@ def list_classes(root: Path) -> list[str]:
     return names
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk``, also behind links. Raises OSError for a folder that cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    return os.walk(folder, onerror=fail, followlinks=True)
+
+
 def files_below(folder: Path) -> list[Path]:
     """What lies in ``folder`` and below it, also behind links, sorted, but for hidden files; also what cannot be read.
 
     Raises OSError for a folder that cannot be listed; a missing one holds nothing.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    walk = os.walk(folder, onerror=fail, followlinks=True) if folder.is_dir() else ()
-    return sorted(Path(base, name) for base, _, names in walk for name in names if not name.startswith("."))
+    found = walk(folder) if folder.is_dir() else ()
+    return sorted(Path(base, name) for base, _, names in found for name in names if not name.startswith("."))
 
 
 def list_files(root: Path, class_names: list[str]) -> list[ImageFile]:

@@ -22,8 +22,7 @@ def divide(source: Source, config) -> tuple[dict[str, tuple[Examples, np.ndarray
     if source.test is not None:
         test = source.test, np.arange(len(source.test))
     else:
-        if given.items is None:
-            check_counts(source, rows, "data.test_size")
+        check_counts(source, rows, "data.test_size")
         rows, held_out = split(given.labels, config.data.test_size, config.seed, "data.test_size", given.items)
         test = given, held_out
     if config.data.same_image_rms is not None:
@@ -34,8 +33,7 @@ def divide(source: Source, config) -> tuple[dict[str, tuple[Examples, np.ndarray
         rows = rows[~found]
     items = None if given.items is None else given.items[rows]
     size = config.data.validation_size
-    if items is None:
-        check_counts(source, rows, "data.validation_size")
+    check_counts(source, rows, "data.validation_size")
     train, validation = split(given.labels[rows], size, config.seed, "data.validation_size", items)
     splits = {"train": (given, rows[train]), "validation": (given, rows[validation]), "test": test}
     for name, (examples, chosen) in splits.items():
@@ -46,7 +44,12 @@ def divide(source: Source, config) -> tuple[dict[str, tuple[Examples, np.ndarray
 
 
 def check_counts(source: Source, rows: np.ndarray, key: str) -> None:
-    """No class has a single image among ``rows``, which ``key`` could not divide. Raises ValueError."""
+    """No class has a single image among ``rows``, which ``key`` could not divide. Raises ValueError.
+
+    Where items are known, ``hold_items_out`` divides those.
+    """
+    if source.train.items is not None:
+        return
     counts = np.bincount(source.train.labels[rows], minlength=len(source.class_names))
     if few := [source.class_names[label] for label in np.flatnonzero(counts == 1)]:
         raise ValueError(

@@ -10,6 +10,11 @@ class Busy(RuntimeError):
     """Somebody else changes what is served."""
 
 
+def run_folder(store: Path) -> Path:
+    """What ./run_torchserve.sh keeps of the server with the model store ``store``: its lock, its keys."""
+    return store.parent / ".run"
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the lock in ``run``, the folder torchserve/.run. Raises Busy at once when another holds it, OSError."""

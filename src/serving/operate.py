@@ -14,7 +14,7 @@ from pathlib import Path
 from src.serving.client import send
 from src.serving.draining import drain
 from src.serving.golden import DEFAULT_GOLDEN, load_golden
-from src.serving.lock import locked
+from src.serving.lock import locked, run_folder
 from src.serving.management import Service, show_status, status, wait_ready
 from src.serving.scaling import scale
 from src.serving.tokens import add_token
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
             print(json.dumps(found, indent=2) if arguments.json else show_status(found))
             return 0 if found["ready"] else 1
         case "scale":
-            with locked(arguments.store.parent / ".run"):
+            with locked(run_folder(arguments.store)):
                 print(f"{service.model} has {show_count(scale(service, arguments.workers))}")
         case "deploy" | "rollback":
             # They read archives, which needs torch and PyYAML.
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
                     version = roll_back(service, store, say)
             say(f"{service.model} {version} serves")
         case "drain":
-            with nullcontext() if arguments.lock_held else locked(arguments.store.parent / ".run"):
+            with nullcontext() if arguments.lock_held else locked(run_folder(arguments.store)):
                 return 0 if drain(service, arguments.store, arguments.timeout, say) else 1
         case "send":
             url = f"{service.inference}/predictions/{service.model}"

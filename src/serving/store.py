@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.export.archive import ArchiveError, checksum_path, sha256
+from src.serving.lock import run_folder
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class Store:
 
     @property
     def run(self) -> Path:
-        """What ./run_torchserve.sh keeps of the server: its lock, its keys."""
-        return self.folder.parent / ".run"
+        return run_folder(self.folder)
 
     def archive_of(self, version: str) -> Path:
         """Where a deployed archive lies."""
