@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from src.serving.management import Service
+from src.serving.scaling import scale
 from tests.conftest import ROOT, copy_checkout, run_script, shrink_experiment
 
 README = (ROOT / "README.md").read_text()
@@ -21,13 +23,20 @@ GOLDEN = [*(ROOT / "torchserve" / "golden").glob("*.png")]  # what the README cl
 METRICS = json.loads((ROOT / "metrics" / "test_metrics.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def lent(server):
+    """The server, with as many workers afterwards as before: other modules use it, too, and one command adds some."""
+    yield server
+    scale(Service(management=server.management, metrics=server.metrics), 1)
+
+
 @pytest.mark.parametrize("command", CURL)
-def test_curl_command(server, command):
+def test_curl_command(lent, command):
     """Each line answers 2xx from a real server; only the ports differ."""
-    for port, address in ((8080, server.inference), (8081, server.management), (8082, server.metrics)):
+    for port, address in ((8080, lent.inference), (8081, lent.management), (8082, lent.metrics)):
         command = command.replace(f"localhost:{port}", address.removeprefix("http://"))
     command = command.replace("curl ", "curl -sS --fail ", 1)
-    answer = run_script(server.root, "bash", "-c", command)
+    answer = run_script(lent.root, "bash", "-c", command)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     if "bag_1.png" in command:
         assert json.loads(answer.stdout)["predicted_label"] == "Bag"
