@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from src.models import (
 )
 from src.models.storage import CONFIG_NAME, WEIGHTS_NAME
 from src.preprocessing import Preprocessing
+from tests.file_server import serve
 
 CLASS_NAMES = ["Bag", "Dress", "Shirt"]
 SMALL = {"basic_cnn": {"widths": [8, 16]}, "resnet": {"widths": [8, 16], "blocks": [1, 0]},
@@ -109,6 +111,17 @@ def test_unknown_names_list_the_valid_ones():
 def test_a_local_weights_file_that_is_missing_is_named():
     with pytest.raises(FileNotFoundError, match=r"weights names nothing\.safetensors"):
         build_network("resnet18", 3, 10, weights="nothing.safetensors")
+
+
+def test_a_download_that_a_proxy_refuses_names_the_remedies(monkeypatch, tmp_path):
+    with serve({}) as proxy:  # it answers 501 to CONNECT
+        monkeypatch.setenv("https_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        huggingface_hub.close_session()  # the next one asks the environment for the proxy
+        with pytest.raises(ConnectionError, match=r"cannot be downloaded \(ProxyError\); name a local file"):
+            build_network("resnet18", 3, 10, pretrained=True)
+    huggingface_hub.close_session()
 
 
 def test_a_local_file_that_holds_no_weights_is_named(tmp_path):

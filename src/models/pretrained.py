@@ -34,6 +34,7 @@ def build_timm(
     is missing, ConnectionError when the download fails, ImportError without timm."""
     try:
         import timm
+        from httpx2 import HTTPError  # of the hub's client: a proxy's refusal is no OSError
     except ImportError as error:
         raise ImportError(
             f"{name} comes from timm, which is in requirements.txt but not in a server's requirements; "
@@ -59,7 +60,7 @@ def build_timm(
         if weights is None:
             raise
         raise ValueError(f"weights names {weights}, which does not hold the weights of {name} ({error})") from error
-    except OSError as error:  # what the hub's client raises, too
+    except (OSError, HTTPError) as error:
         if weights is not None:
             raise
         raise ConnectionError(
