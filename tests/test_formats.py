@@ -71,6 +71,12 @@ def test_the_formats_are_compared_and_an_engine_that_cannot_run_is_named(argumen
     assert (tmp_path / "formats.png").is_file()
 
 
+def test_a_quick_try_writes_no_page(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compare.main([*arguments, "--rounds", "1", "--limit", "8"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_data_of_another_experiment_is_an_error(arguments, colours, tmp_path, caplog):
     (tmp_path / "class_names.json").write_text(json.dumps(CLASSES))
     np.savez(tmp_path / "validation.npz", images=np.zeros((4, 1, 28, 28), np.uint8), labels=np.zeros(4, np.int64))

@@ -7,8 +7,8 @@ import pytest
 
 from src.config import DEFAULT_CONFIG, load_config, to_dict
 from src.models import ModelConfig
-from src.training.fitting import RECIPE_NAME, save_recipe
 from src.training.model_card import PAGE, main, model_card, recipe
+from src.training.recipe import gone_on, load_recipe, recipe_of
 from tests.conftest import ROOT
 
 
@@ -52,15 +52,17 @@ def test_measurements_of_another_model_are_refused(name, key, value, tmp_path, m
 
 
 def test_the_recipe_is_the_one_the_model_was_trained_by(tmp_path, config):
-    used = tmp_path / RECIPE_NAME
     card = ModelConfig.load(ROOT / "models" / "best_model" / "config.json")
-    save_recipe(load_config(DEFAULT_CONFIG, ["training.epochs=7", "training.teachers=[models/a]", "seed=3"]), tmp_path)
+    overrides = ["training.epochs=7", "training.teachers=[models/a]", "seed=3", "data.limit=100"]
+    used = recipe_of(load_config(DEFAULT_CONFIG, overrides))
     text = recipe(card, used, to_dict(config))
-    assert "experiment=fashion_mnist training.epochs=7 training.teachers=['models/a'] seed=3`, seed 3" in text
+    assert "experiment=fashion_mnist training.epochs=7 training.teachers=['models/a'] data.limit=100 seed=3`" in text
     assert "| epochs | 7 |" in text
     assert "| teacher_share | 0.9 |" in text
-    save_recipe(config, tmp_path)
-    assert "experiment=fashion_mnist`, seed 42" in recipe(card, used, to_dict(config))
-    used.unlink()
+    longer = gone_on(used, recipe_of(load_config(DEFAULT_CONFIG, [*overrides, "training.epochs=9"])), 7)
+    assert "from epoch 7 by `training.resume=true training.epochs=9 training.restarts=[48]`" in recipe(
+        card, longer, to_dict(config)
+    )
+    assert "experiment=fashion_mnist`, seed 42. " in recipe(card, recipe_of(config), to_dict(config))
     with pytest.raises(FileNotFoundError, match="train the model again"):
-        recipe(card, used, to_dict(config))
+        load_recipe(tmp_path)

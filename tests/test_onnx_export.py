@@ -124,11 +124,24 @@ def test_int8_that_loses_too_much_is_refused(run, tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("data.directory=nowhere", "python src/data/prepare.py"), ("export.opset=1", "as ONNX opset 1")],
+    [
+        ("data.directory=nowhere", "python src/data/prepare.py"),
+        ("export.opset=12", "export.opset is 12; it must be a number from 13 to 20"),
+        ("export.opset=99", "export.opset is 99; it must be a number from 13 to 20"),
+        ("export.opset=new", "export.opset is 'new'; it must be a number from 13 to 20"),
+    ],
 )
-def test_what_cannot_be_exported_is_an_error(run, override, said, caplog):
+def test_what_cannot_be_exported_is_an_error_and_leaves_the_files(run, override, said, tmp_path, caplog):
+    for name in FILES:
+        (tmp_path / "model" / name).write_bytes(b"an older one")
     assert run(override) == 1
     assert said in caplog.text
+    assert {(tmp_path / "model" / name).read_bytes() for name in FILES} == {b"an older one"}
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_the_first_and_the_last_opset_can_be_written(run, opset):
+    assert run(f"export.opset={opset}") == 0
 
 
 def test_other_classes_are_an_error(run, tmp_path, caplog):

@@ -7,6 +7,8 @@ import pytest
 
 from src.inference import Predictor
 from src.inference.runtimes import FILES
+from src.training.pages import measured_model
+from src.training.recipe import load_recipe
 from tests.conftest import ROOT
 from tests.drawing import GARMENTS, draw_garment, encode
 
@@ -34,8 +36,10 @@ def test_the_figures_are_of_this_model(folder, metrics):
     measured = json.loads((ROOT / metrics / "test_metrics.json").read_text())
     info = (ROOT / metrics / "data_info.yaml").read_text()
     assert card["metrics"]["test_accuracy"] == pytest.approx(measured["accuracy"], abs=1e-4)
+    assert measured["model"] == measured_model(str(ROOT / folder), "torch")
+    assert load_recipe(ROOT / folder)["name"] == card["name"]
     assert card["data_hash"] in info
     page = (ROOT / "docs" / "results.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith(f"| `{card['name']}` |"))
-    for key in ("accuracy", "macro_f1", "top_3_accuracy"):
+    for key in ("accuracy", "macro_f1", "top_3_accuracy", "expected_calibration_error"):
         assert f"| {measured[key]:.4f} |" in row

@@ -134,6 +134,12 @@ def test_no_combination_is_tried_twice(project, method):
     assert all(tried.count(params) == 1 for params in tried)
 
 
+@pytest.mark.parametrize("key", ["trials", "epochs"])
+def test_a_sweep_of_nothing_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"sweep\.{key} is 0; it must be at least 1"):
+        read_space(load_config("configs/config.yaml", [f"sweep.{key}=0"]))
+
+
 def test_other_settings_or_data_start_another_study(project):
     def name(*overrides: str) -> str:
         config = load_config("configs/config.yaml", list(overrides))

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
@@ -22,7 +21,8 @@ from safetensors.torch import load_file
 from src.data.datamodule import load_split
 from src.inference import Predictor
 from src.models import ModelError, list_architectures, load_model
-from src.training.fitting import RECIPE_NAME
+from src.training.fitting import choose_precision
+from src.training.recipe import load_recipe
 from src.training.train import train
 from tests.conftest import ROOT
 from tests.drawing import GARMENTS, draw_garment, encode
@@ -201,6 +201,7 @@ def test_another_network_trains(tiny_overrides, tiny_config):
         (["training.schedule=linear"], "'linear'; valid: one_cycle, cosine, step, plateau"),
         (["training.batch_size=1000"], "training.batch_size is 1000"),
         (["augmentation.erasing=2"], "augmentation.erasing is 2"),
+        (["training.epochs=0"], "training.epochs is 0; it must be at least 1"),
         (["training.freeze_backbone=true"], "would stay random: set model.resnet.pretrained or weights"),
         (["preprocessing.height=32"], "preprocessing.height is 32, but"),
     ],
@@ -244,6 +245,9 @@ def test_there_must_be_something_to_resume(tiny_config):
     [
         ("training.learning_rate=0.5", r"training\.learning_rate is 0\.5, but the run in .* began with"),
         ("training.optimizer=adamw", r"training\.optimizer is 'adamw', but the run in .* began with"),
+        ("training.label_smoothing=0.3", r"training\.label_smoothing is 0\.3, but the run in .* began with"),
+        ("augmentation.erasing=0.9", r"augmentation\.erasing is 0\.9, but the run in .* began with"),
+        ("seed=7", r"seed is 7, but the run in .* began with"),
         ("model.resnet.widths=[16, 16]", r"architecture_args is .*, but the run in .* began with"),
         ("model.architecture=basic_cnn", r"architecture is 'basic_cnn', but the run in .* began with 'resnet'"),
     ],
@@ -255,6 +259,39 @@ def test_a_run_does_not_go_on_with_other_settings(elsewhere, override, message):
         train(elsewhere("one", *common, override))
 
 
+def test_a_run_that_goes_on_with_another_length_says_so_in_its_recipe(elsewhere):
+    train(elsewhere("one", "training.epochs=2"))
+    begun = load_recipe(elsewhere("one").paths.best_model)
+    assert "resumed" not in begun
+    longer = elsewhere("one", "training.epochs=3", "training.restarts=[2]", "training.resume=true")
+    train(longer)
+    resumed = [{"from_epoch": 2, "epochs": 3, "restarts": [2]}]
+    assert load_recipe(longer.paths.best_model) == begun | {"resumed": resumed}
+    train(longer)  # it has all its epochs: the same model again
+    assert load_recipe(longer.paths.best_model) == begun | {"resumed": resumed}
+
+
+@pytest.mark.parametrize(
+    ("name", "accelerator", "precision"),
+    [("auto", "cpu", "32-true"), ("bf16-mixed", "cpu", "bf16-mixed"), ("16-mixed", "auto", "16-mixed")],
+)
+def test_precision_is_that_of_the_device_that_trains(name, accelerator, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert choose_precision(name, accelerator) == precision
+    assert choose_precision("auto", "auto") == "bf16-mixed"
+
+
+def test_the_last_layer_alone_is_trained_of_a_model_that_is_trained(elsewhere):
+    first = elsewhere("first", "training.epochs=1")
+    train(first)
+    frozen = ("training.epochs=1", "training.freeze_backbone=true")
+    train(elsewhere("second", *frozen, f"training.start_from={first.paths.best_model}"))
+    before, after = weights(first), weights(elsewhere("second"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("network.head")}
+
+
 def test_training_begins_with_the_weights_of_another_model(elsewhere):
     first = elsewhere("first", "training.epochs=2")
     train(first)
@@ -263,8 +300,7 @@ def test_training_begins_with_the_weights_of_another_model(elsewhere):
     before, after = weights(first), weights(elsewhere("second"))
     for name in (name for name in before if name.endswith("weight")):
         torch.testing.assert_close(after[name], before[name], msg=name)
-    recipe = yaml.safe_load(Path(elsewhere("second").paths.best_model, RECIPE_NAME).read_text())
-    assert recipe["training"]["start_from"] == first.paths.best_model
+    assert load_recipe(elsewhere("second").paths.best_model)["training"]["start_from"] == first.paths.best_model
     wider = elsewhere("third", "model.resnet.widths=[8,8]", f"training.start_from={first.paths.best_model}")
     with pytest.raises(ValueError, match=r"training.start_from names .*, whose architecture_args is .*choose a model"):
         train(wider)

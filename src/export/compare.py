@@ -97,7 +97,7 @@ def measure(formats: list[Format], images: np.ndarray, labels: np.ndarray, round
     for number in tqdm(range(rounds), desc="speed", unit="round", disable=None, leave=False):
         for item in formats:
             for size in (1,) * 10 + BATCHES:
-                batch = np.resize(np.roll(images, -number, axis=0)[:size], (size, *images.shape[1:]))
+                batch = images[(number + np.arange(size)) % len(images)]
                 start = time.perf_counter()
                 item.predictor.probabilities(batch)
                 item.seconds[size].append(time.perf_counter() - start)
@@ -151,6 +151,28 @@ def page(formats: list[Format], notes: list[str], split: str, command: str, pict
     ])  # fmt: skip
 
 
+def write_page(formats: list[Format], notes: list[str], scored: str, command: str, config, output: Path) -> None:
+    """``output``, and plots/formats.png, to which it links."""
+    picture = Path(config.paths.plots) / "formats.png"
+    points = [(item.name, item.images_per_second(BATCHES[-1]), item.scores["accuracy"]) for item in formats]
+    plot_formats(points, picture)
+    link = Path(os.path.relpath(picture, output.parent)).as_posix()
+    output.write_text(page(formats, notes, scored, command, link))
+    logger.info("wrote %s and %s", output, picture)
+
+
+def page_of(arguments, config) -> Path | None:
+    """The page to write, in a folder that is there; None for a quick try without --output. Raises OSError or
+    ValueError."""
+    if arguments.limit is not None and arguments.output is None:
+        return None
+    output = arguments.output or (PAGE if config.name == "fashion_mnist" else Path(config.paths.metrics) / PAGE.name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder; name a file in it, such as {output / PAGE.name}")
+    return output
+
+
 def processor() -> str:
     """The processor's name, as Linux knows it."""
     try:
@@ -165,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = config_parser(__doc__.splitlines()[0])
     parser.add_argument("--model-path", help="folder with config.json and weights (default: paths.best_model)")
     parser.add_argument("--rounds", type=int, default=100, help="calls of each format and batch size")
-    parser.add_argument("--limit", type=int, help="use only so many images (for a quick try)")
+    parser.add_argument("--limit", type=int, help="a quick try with so many images; writes no page without --output")
     parser.add_argument("--test", action="store_true", help="accuracy on the test images instead")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which needs a C++ compiler")
     parser.add_argument("--output", type=Path, help=f"default: {PAGE}; for another experiment in paths.metrics")
@@ -175,11 +197,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--{name} is {value}; it must be at least 1")
     torch.set_num_threads(1)
     split = "test" if arguments.test else "validation"
-    output = arguments.output or (PAGE if config.name == "fashion_mnist" else Path(config.paths.metrics) / PAGE.name)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir():
-            raise ValueError(f"--output {output} is a folder; name a file in it, such as {output / PAGE.name}")
+        output = page_of(arguments, config)
         folder = Path(arguments.model_path or config.paths.best_model)
         formats = formats_of(folder, arguments.compile)
         images, labels = load_images(config.data.directory, split, folder, formats[0].predictor.config)
@@ -201,14 +220,9 @@ def main(argv: list[str] | None = None) -> int:
     notes = target_lines(formats, config.evaluation.targets) + left_out
     scored = f"{len(images):,} {split} images"
     logger.info("%s", "\n".join([f"Scores of {scored}", format_table(formats), *notes]))
-    picture = Path(config.paths.plots) / "formats.png"
-    plot_formats(
-        [(item.name, item.images_per_second(BATCHES[-1]), item.scores["accuracy"]) for item in formats], picture
-    )
-    command = " ".join(["python -m src.export.compare", *(argv if argv is not None else sys.argv[1:])])
-    link = Path(os.path.relpath(picture, output.parent)).as_posix()
-    output.write_text(page(formats, notes, scored, command, link))
-    logger.info("wrote %s and %s", output, picture)
+    if output is not None:
+        command = " ".join(["python -m src.export.compare", *(argv if argv is not None else sys.argv[1:])])
+        write_page(formats, notes, scored, command, config, output)
     return 0
 
 

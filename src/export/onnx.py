@@ -8,6 +8,8 @@ import logging
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from src.models.registry import NEED_TIMM
 from src.models.storage import weights_sha256
 from src.training.predictions import in_batches, load_images
 
+FIRST_OPSET, LAST_OPSET = 13, 20
 MAX_DIFFERENCE = 1e-5  # of FP32 probabilities from PyTorch's
 BATCH = 250
 SMALL_BATCHES = (1, 2, 7)  # these and BATCH show that any batch size works
@@ -44,6 +47,7 @@ def export(config, model_path: str | Path) -> dict[str, float]:
     Raises ModelError, FileNotFoundError without the data, ValueError when it is not the model's, and ExportError: what
     fails its check is not kept, and an older file of that name goes as well.
     """
+    check_opset(config.export.opset)
     folder = Path(model_path)
     model, card = load_model(folder)
     images, labels = load_images(config.data.directory, "validation", folder, card)
@@ -51,23 +55,39 @@ def export(config, model_path: str | Path) -> dict[str, float]:
     reference = Predictor(TorchRuntime(model, fold=False), card)
     wanted = in_batches(reference.probabilities, images, BATCH, "PyTorch")
     metadata = {WEIGHTS_KEY: weights_sha256(model.state_dict())}
-    for name in filter(None, FILES.values()):
-        (folder / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as work:
         plain = Path(work) / "model.onnx"
         write_onnx(model, card, plain, config.export.opset)
         result = check(OnnxRuntime(plain), card, images, labels, wanted)
-        if result["max_difference"] > MAX_DIFFERENCE:
-            raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, above {MAX_DIFFERENCE}")
+        with removed_if_refused(folder / FILES["onnx"]):
+            if result["max_difference"] > MAX_DIFFERENCE:
+                raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, over {MAX_DIFFERENCE}")
         keep(plain, folder / FILES["onnx"], metadata)
         small, method = quantize(plain, Path(work), calibration, images, labels)
         quantized = check(OnnxRuntime(small), card, images, labels, wanted)
         logger.info("INT8 is calibrated by %s", method)
         loss = result["accuracy"] - quantized["accuracy"]
         others = "onnx" if card.architecture in NEED_TIMM else "onnx or torch"
-        check_loss("INT8", loss, len(images), config, f"serve with --runtime {others}")
+        with removed_if_refused(folder / FILES["onnx-int8"]):
+            check_loss("INT8", loss, len(images), config, f"serve with --runtime {others}")
         keep(small, folder / FILES["onnx-int8"], metadata | {"calibration": method})
     return {f"onnx_{key}": value for key, value in result.items()} | {f"int8_{k}": v for k, v in quantized.items()}
+
+
+@contextmanager
+def removed_if_refused(path: Path) -> Iterator[None]:
+    """Remove ``path``, an older file, when an ExportError is raised."""
+    try:
+        yield
+    except ExportError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def check_opset(opset) -> None:
+    """``opset`` is one that PyTorch writes, and in which a weight has a scale by channel. Raises ValueError."""
+    if not isinstance(opset, int) or not FIRST_OPSET <= opset <= LAST_OPSET:
+        raise ValueError(f"export.opset is {opset!r}; it must be a number from {FIRST_OPSET} to {LAST_OPSET}")
 
 
 def calibration_images(config) -> np.ndarray:

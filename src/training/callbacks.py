@@ -1,6 +1,5 @@
 """What Lightning calls at each epoch: the run's folder, the history, the checkpoints, averaging and early stopping."""
 
-import json
 import logging
 import pickle
 from dataclasses import asdict
@@ -12,26 +11,26 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 
 from src.models import ModelConfig
 from src.models.config import CONFIG_NAME
+from src.training.recipe import differences, gone_on, load_recipe, save_recipe
 from src.training.tracking import RUN_NAME
 
-BEST_NAME, LAST_NAME, SETTINGS_NAME = "best.ckpt", "last.ckpt", "settings.json"
-# What a resumed run takes from its checkpoint, whatever the config says then.
+BEST_NAME, LAST_NAME = "best.ckpt", "last.ckpt"
+# The same when a run goes on, as is its recipe.
 IN_CARD = ("architecture", "architecture_args", "class_names", "preprocessing", "data_hash")
-IN_CHECKPOINT = ("optimizer", "learning_rate", "momentum", "weight_decay")
 
 logger = logging.getLogger(__name__)
 
 
 class RunFolder(Callback):
-    """Says beside the checkpoints what they are of: the MLflow run and the model's config.
+    """Says beside the checkpoints what they are of: the MLflow run, the model's config and its recipe.
 
     A new run replaces the files of the one before, and nothing else, when its training begins: with a setting that
     cannot be used it does not come so far.
     """
 
-    def __init__(self, folder: str, run_id: str, card: ModelConfig, training):
+    def __init__(self, folder: str, run_id: str, card: ModelConfig, recipe: dict, resumed: bool):
         self.folder, self.run_id, self.card = Path(folder), run_id, card
-        self.settings, self.resumed = {key: training[key] for key in IN_CHECKPOINT}, training.resume
+        self.recipe, self.resumed = recipe, resumed
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -41,23 +40,23 @@ class RunFolder(Callback):
                 (self.folder / name).unlink(missing_ok=True)
         (self.folder / RUN_NAME).write_text(self.run_id)
         self.card.save(self.folder / CONFIG_NAME)
-        (self.folder / SETTINGS_NAME).write_text(json.dumps(self.settings, indent=2) + "\n")
+        recipe = self.recipe
+        if self.resumed:
+            recipe = gone_on(load_recipe(self.folder), recipe, trainer.current_epoch)
+        save_recipe(recipe, self.folder)
 
 
-def check_resumable(folder: Path, card: ModelConfig, training) -> None:
-    """The run in ``folder`` can go on with this config. Raises ValueError that names what differs, or is damaged."""
+def check_resumable(folder: Path, card: ModelConfig, recipe: dict) -> None:
+    """The run in ``folder`` can go on with this config. Raises ValueError that names what differs, or is damaged, and
+    FileNotFoundError for what is missing."""
     before = asdict(ModelConfig.load(folder / CONFIG_NAME))
     now = asdict(card)
-    settings = folder / SETTINGS_NAME
-    pairs = [(key, before[key], now[key]) for key in IN_CARD]
-    if settings.is_file():  # older runs left none
-        pairs += [(f"training.{key}", value, training[key]) for key, value in json.loads(settings.read_text()).items()]
-    for key, old, new in pairs:
-        if old != new:
-            raise ValueError(
-                f"{key} is {new!r}, but the run in {folder} began with {old!r}; "
-                "go on with the same, or start a new run without training.resume"
-            )
+    changed = [(key, before[key], now[key]) for key in IN_CARD if before[key] != now[key]]
+    for key, old, new in changed + differences(load_recipe(folder), recipe):
+        raise ValueError(
+            f"{key} is {new!r}, but the run in {folder} began with {old!r}; "
+            "go on with the same, or start a new run without training.resume"
+        )
     try:
         # Not from elsewhere: a run of this machine wrote it.
         torch.load(folder / LAST_NAME, map_location="cpu", weights_only=False)  # nosec B614

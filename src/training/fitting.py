@@ -6,7 +6,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -24,12 +23,12 @@ from src.training.callbacks import (
 )
 from src.training.distillation import DistillationLoss, load_teachers
 from src.training.module import ClassifierModule
+from src.training.recipe import recipe_of
 from src.training.tracking import RunLogger, git_commit, open_run, read_run_id
 from src.training.triplet_module import TripletModule
 
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
 OBJECTIVES = {"classification": ClassifierModule, "triplet": TripletModule}
-RECIPE_NAME = "recipe.yaml"  # beside the weights
 FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
 
 logger = logging.getLogger(__name__)
@@ -62,37 +61,39 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     """
     check_training(config)
     check_prepared(config)
+    training = config.training
     L.seed_everything(config.seed, workers=True, verbose=False)
     card, info = describe_model(config), load_data_info(config.paths.metrics)
-    network = build_network(
-        config.model.architecture, config.preprocessing.channels, len(card.class_names), **architecture_args(config)
-    )
+    # Weights that are replaced at once need no download.
+    arguments = card.architecture_args if training.start_from or training.resume else architecture_args(config)
+    network = build_network(card.architecture, card.preprocessing.channels, len(card.class_names), **arguments)
     model = ImageClassifier(network, info["mean"], info["std"])
-    if config.training.start_from:
-        start_from(model, config.training.start_from, card)
+    if training.start_from:
+        start_from(model, training.start_from, card)
     model = model.to(memory_format=torch.channels_last)
     module = build_module(model, config, card)
-    if config.training.compile:
+    if training.compile:
         model.network.compile()
     data = ImageDataModule(config)
     best, last = checkpoint_callbacks(config)
-    resume_from = f"{last.dirpath}/{LAST_NAME}" if config.training.resume else None
+    recipe = recipe_of(config)
+    resume_from = f"{last.dirpath}/{LAST_NAME}" if training.resume else None
     if resume_from:
-        check_resumable(Path(config.paths.checkpoints), card, config.training)
+        check_resumable(Path(config.paths.checkpoints), card, recipe)
     run = open_run(config, read_run_id(last.dirpath) if resume_from else None, tags)
-    folder, history = RunFolder(last.dirpath, run.run_id, card, config.training), History()
+    folder, history = RunFolder(last.dirpath, run.run_id, card, recipe, training.resume), History()
     trainer = build_trainer(config, [folder, history, *optional_callbacks(config), best, last], run)
     try:
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=False)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from stop
-    if not history.epochs:
-        raise ValueError(f"nothing to do: the run in {last.dirpath} has had its {config.training.epochs} epochs")
     return Fitted(module, data, trainer, run, history.epochs, best, last)
 
 
 def check_training(config) -> None:
     """Raises ValueError for settings of ``training`` that are unknown, or do not go together or with the network."""
+    if config.training.epochs < 1:
+        raise ValueError(f"training.epochs is {config.training.epochs}; it must be at least 1")
     if config.training.monitor not in MONITORS:
         raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
     objective, architecture = config.training.objective, config.model.architecture
@@ -108,10 +109,12 @@ def check_training(config) -> None:
     if objective == "triplet" and config.training.teachers:
         raise ValueError("training.teachers goes with training.objective=classification only")
     weights = architecture_args(config)
-    if config.training.freeze_backbone and not (weights.get("pretrained") or weights.get("weights")):
+    trained = config.training.start_from or weights.get("pretrained") or weights.get("weights")
+    if config.training.freeze_backbone and not trained:
         raise ValueError(
             f"training.freeze_backbone=true trains the last layer only, and the rest of {architecture} would stay "
-            f"random: set model.{architecture}.pretrained or weights, or training.freeze_backbone=false"
+            f"random: set model.{architecture}.pretrained or weights, or training.start_from, or "
+            "training.freeze_backbone=false"
         )
     if not 0 <= config.training.teacher_share <= 1 or config.training.teacher_temperature <= 0:
         raise ValueError(
@@ -165,14 +168,6 @@ def describe_model(config) -> ModelConfig:
     )
 
 
-def save_recipe(config, folder: str) -> None:
-    """Write what the model in ``folder`` was trained by, every key with the value it had."""
-    sections = to_dict(config)
-    recipe = {key: sections[key] for key in ("name", "seed", "augmentation", "training")}
-    recipe["training"].pop("resume")  # the same model, in one go or in several
-    (Path(folder) / RECIPE_NAME).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-
-
 def is_main_process() -> bool:
     """Whether this process writes files. With several devices or hosts every other one runs the same code beside it."""
     return rank_zero_only.rank == 0
@@ -187,7 +182,7 @@ def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
         devices=training.devices,
         num_nodes=training.nodes,
         strategy=training.strategy,
-        precision=choose_precision(training.precision),
+        precision=choose_precision(training.precision, training.accelerator),
         deterministic=training.deterministic,
         sync_batchnorm=torch.cuda.is_available(),  # matters with several devices; a CPU has no such layer
         callbacks=callbacks,
@@ -198,10 +193,10 @@ def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
     )
 
 
-def choose_precision(name: str) -> str:
-    """``auto`` becomes mixed precision on an accelerator and float32 on a CPU; anything else stays."""
+def choose_precision(name: str, accelerator: str) -> str:
+    """``auto`` becomes mixed precision on a GPU and float32 on a CPU; anything else stays."""
     if name != "auto":
         return name
-    if not torch.cuda.is_available():
+    if accelerator == "cpu" or not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"

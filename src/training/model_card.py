@@ -13,13 +13,11 @@ if __name__ == "__main__":
 import json
 import os
 
-import yaml
-
 from src.config import config_parser, parse_config, to_dict
 from src.data.datamodule import load_data_info
 from src.models import ModelConfig
-from src.training.fitting import RECIPE_NAME
 from src.training.pages import measured_model, table
+from src.training.recipe import load_recipe
 
 PAGE = Path("docs") / "model_card.md"
 WORST = 5  # confusions that are listed
@@ -49,7 +47,7 @@ def model_card(config) -> str:
     sections = (
         ("What it is", what_it_is(card, metrics)),
         ("Data", data(load_data_info(config.paths.metrics), config)),
-        ("Recipe", recipe(card, Path(config.paths.best_model) / RECIPE_NAME, to_dict(config))),
+        ("Recipe", recipe(card, load_recipe(config.paths.best_model), to_dict(config))),
         ("Measured on the test images", measured(metrics)),
         ("By class", by_class(metrics, confusion)),
         ("Confidence", confidence(card, metrics)),
@@ -101,12 +99,9 @@ def data(info: dict, config) -> str:
     )
 
 
-def recipe(card: ModelConfig, path: Path, config: dict) -> str:
-    """``path``: what train.py wrote beside the weights; ``config``: today's, from which the command leaves out what is
-    the same."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; train the model again, or run `git checkout {path}`")
-    used = yaml.safe_load(path.read_text(encoding="utf-8"))
+def recipe(card: ModelConfig, used: dict, config: dict) -> str:
+    """``used``: the recipe beside the weights; ``config``: today's, from which the command leaves out what is the
+    same."""
     training, today = used["training"], config["training"]
     rows = [[key, training[key]] for key in RECIPE if training.get(key) not in (None, [])]
     if training.get("teachers"):
@@ -115,10 +110,17 @@ def recipe(card: ModelConfig, path: Path, config: dict) -> str:
     different = [f"training.{key}={training[key]}" for key in training if training[key] != today[key]]
     different += [f"augmentation.{key}={value}" for key, value in used["augmentation"].items()
                   if value != config["augmentation"].get(key)]  # fmt: skip
+    limit = used.get("data", {}).get("limit")
+    different += [f"data.limit={limit}"] if limit else []
     different += [f"seed={used['seed']}"] if used["seed"] != config["seed"] else []
     command = " ".join([f"experiment={card.name}", *different])
+    parts = [
+        f"; gone on with from epoch {part['from_epoch']} by `training.resume=true training.epochs={part['epochs']} "
+        f"training.restarts={part['restarts']}`"
+        for part in used.get("resumed", [])
+    ]
     return (
-        f"`python src/training/train.py --config configs/config.yaml {command}`, seed {used['seed']}. "
+        f"`python src/training/train.py --config configs/config.yaml {command}`, seed {used['seed']}{''.join(parts)}. "
         "The best epoch is chosen on validation.\n\n" + table(["setting", "value"], rows)
     )
 

@@ -68,6 +68,9 @@ def read_space(config) -> dict[str, list[str]]:
     settings = to_dict(config)["sweep"]
     if settings["method"] not in METHODS:
         raise ConfigError(f"unknown sweep.method {settings['method']!r}; valid: {', '.join(METHODS)}")
+    for key in ("trials", "epochs"):
+        if settings[key] < 1:
+            raise ConfigError(f"sweep.{key} is {settings[key]}; it must be at least 1")
     if not settings["space"]:
         raise ConfigError("sweep.space is empty; name at least one key and its values")
     for key, values in settings["space"].items():

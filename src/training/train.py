@@ -22,8 +22,9 @@ from src.config import config_parser, parse_config
 from src.models import ImageClassifier, ModelConfig, save_model
 from src.models.storage import weights_sha256
 from src.training.calibration import check_kept_accuracy, fit_card
-from src.training.fitting import Fitted, describe_model, fit, is_main_process, save_recipe
+from src.training.fitting import Fitted, describe_model, fit, is_main_process
 from src.training.plots import plot_history, save_history
+from src.training.recipe import copy_recipe
 from src.training.tracking import log_results
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _evaluate_and_save(
     card = fit_card(replace(card, metrics=values), logits, labels, kept_accuracy)
     if is_main_process():
         save_model(folder, module.model, card)
-        save_recipe(config, folder)
+        copy_recipe(config.paths.checkpoints, folder)
     return values
 
 
