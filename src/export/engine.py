@@ -3,7 +3,6 @@
 An engine runs only on the kind of GPU and the version of TensorRT that it was built with.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from src.inference import Predictor
 from src.inference.onnx_runtime import WEIGHTS_KEY
-from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig
+from src.models.config import CONFIG_NAME, ModelConfig, saved_weights_sha256
 
 REMAKE = "make it again on this machine with: scripts/convert_to_tensorrt.sh"
 
@@ -55,7 +54,7 @@ def load_engine(path: Path, folder: Path) -> Predictor:
         made_of = json.loads(origin_path(path).read_text())[WEIGHTS_KEY]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise EngineError(f"{origin_path(path)} is broken; {REMAKE}") from error
-    weights = hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+    weights = saved_weights_sha256(folder)
     if made_of != weights:
         raise EngineError(f"{path} is stale: made of weights {made_of[:12]}, not of {weights[:12]}; {REMAKE}")
     runtime = TensorRtRuntime(path)

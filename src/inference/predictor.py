@@ -1,6 +1,5 @@
 """The Predictor: a list of image bytes in, a list of predictions out."""
 
-import hashlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from src.inference.runtimes import Runtime, load_onnx, runtime_file
-from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig
+from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig, saved_weights_sha256
 from src.preprocessing import MAX_PIXELS, ImageError, preprocess
 
 T = TypeVar("T")
@@ -74,7 +73,7 @@ class Predictor:
         config = ModelConfig.load(folder / CONFIG_NAME)
         loaded = load_onnx(folder / file, config, device, threads)
         if (folder / WEIGHTS_NAME).is_file():
-            loaded.check_weights(hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest())
+            loaded.check_weights(saved_weights_sha256(folder))
         return cls(loaded, config)
 
     @property

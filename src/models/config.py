@@ -1,5 +1,6 @@
 """``config.json``: all that prediction needs to know of a model. Without torch, which not every runtime needs."""
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -10,6 +11,12 @@ from src.preprocessing import Preprocessing
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+
+
+def saved_weights_sha256(folder: Path) -> str:
+    """SHA-256 of the weights' file in ``folder``: what ``weights_sha256`` of src/models/storage.py says of its content.
+    Raises FileNotFoundError."""
+    return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
 
 
 class ModelError(ValueError):

@@ -25,7 +25,6 @@ from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.models import load_model
 from src.models.config import WEIGHTS_NAME
-from src.models.storage import weights_sha256
 from src.training.calibration import expected_calibration_error, kept_metrics, reliability
 from src.training.pages import measured_model, write_json
 from src.training.plots import plot_confusion, plot_reliability, save_confusion_pairs
@@ -79,7 +78,7 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
     plot_reliability(*reliability(probabilities, labels), plots / "calibration.png")
     if runtime == "torch":  # what the run trained; the other runtimes' answers differ a little
         files = [folder / "test_metrics.json", plots / "confusion_matrix.png", plots / "calibration.png"]
-        log_evaluation(config, weights_sha256(model.state_dict()), metrics, files)
+        log_evaluation(config, metrics["model"]["weights_sha256"], metrics, files)
     return metrics
 
 

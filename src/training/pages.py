@@ -1,10 +1,9 @@
 """What the commands write for people and other programs: Markdown tables and JSON files."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from src.models.config import CONFIG_NAME, WEIGHTS_NAME, ModelConfig
+from src.models.config import CONFIG_NAME, ModelConfig, saved_weights_sha256
 
 
 def table(header: list[str], rows: list[list], align: str = "---") -> str:
@@ -23,7 +22,7 @@ def measured_model(folder: str | Path, runtime: str) -> dict:
     folder = Path(folder)
     card = ModelConfig.load(folder / CONFIG_NAME)
     return {
-        "weights_sha256": hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest(),
+        "weights_sha256": saved_weights_sha256(folder),
         "temperature": card.temperature,
         "exponent": card.exponent,
         "uncertain_below": card.uncertain_below,
