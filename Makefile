@@ -22,6 +22,9 @@ $(VENV)/.requirements: requirements.txt constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	touch $@
 
+serving-env:  ## make torchserve/.venv, the environment of a server
+	scripts/make_serving_environment.sh
+
 data: env  ## download, verify and split the dataset
 	python src/data/prepare.py --config configs/config.yaml
 
@@ -73,7 +76,7 @@ bench: env  ## compare servers, sweep settings, scale and profile (40 minutes, o
 load-test: env  ## 100 requests/s to the running server for a minute, with a verdict
 	python -m src.serving.load_test
 
-test: env  ## run every test
+test: env serving-env  ## run every test
 	python -m pytest tests/ -v --numprocesses 2 --dist loadfile --durations 25
 
 SOAK_REQUESTS ?= 1000000

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +17,22 @@ import yaml
 
 from src.config import DEFAULT_CONFIG, load_config
 from src.data.prepare import describe, prepare
+from src.serving.client import Refused
+from src.serving.management import Service
 from src.serving.ports import free_ports
+from src.serving.scaling import scale, unregister
 from tests.drawing import GARMENTS, draw_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())["handler"]["runtime"]  # that ships
 EXPERIMENT = "configs/experiment/fashion_mnist.yaml"
 TIMEOUT = 30  # seconds for one HTTP request
+HANG = 1500  # seconds after which a command is taken to hang; slow machines take many times longer than fast ones
 DRAWN = {"train": 256, "validation": 64, "test": 64}  # images in each split of the drawn dataset
+
+# A proxy cannot reach what the tests start; the programs that they start inherit this.
+DIRECT = ",".join(filter(None, [os.environ.get("no_proxy", os.environ.get("NO_PROXY")), "127.0.0.1", "localhost"]))
+os.environ |= {"no_proxy": DIRECT, "NO_PROXY": DIRECT}
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ def copy_checkout(target: Path) -> Path:
     return target
 
 
-def run_script(root: Path, *arguments: str, timeout: int = 400, **environment: str) -> subprocess.CompletedProcess:
+def run_script(root: Path, *arguments: str, timeout: int = HANG, **environment: str) -> subprocess.CompletedProcess:
     """Run ``arguments`` in ``root`` to its end; output is text in ``stdout`` and ``stderr``."""
     return subprocess.run(
         arguments,
@@ -85,7 +95,7 @@ def checkout(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(checkout) -> Server:
+def shared(checkout) -> Server:
     """TorchServe as ./run_torchserve.sh starts it, on free ports; stopped at the end."""
     ports = free_ports(3)
     started = run_script(checkout, "./run_torchserve.sh", "--native", "--ports", ",".join(map(str, ports)))
@@ -93,6 +103,42 @@ def server(checkout) -> Server:
     yield Server(*(f"http://127.0.0.1:{port}" for port in ports), checkout)
     stopped = run_script(checkout, "./run_torchserve.sh", "--stop")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+
+@pytest.fixture(scope="module")
+def server(shared) -> Iterator[Server]:
+    """The running TorchServe, which all modules share: the next one finds it as this one did."""
+    with lent(shared):
+        yield shared
+
+
+@contextmanager
+def lent(server: Server) -> Iterator[None]:
+    """Afterwards version 1.0 is the only one again, with one worker, and the model store holds what it held."""
+    store = server.root / "torchserve" / "model-store"
+    before = set(store.iterdir())
+    try:
+        yield
+    finally:
+        bring_back(Service("fashion_mnist", server.inference, server.management, server.metrics))
+        for path in set(store.iterdir()) - before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def bring_back(service: Service) -> None:
+    """Register version 1.0 if it is not, make it the default, take the others away, and leave it one worker."""
+    try:
+        versions = service.versions().keys()
+    except Refused as error:
+        if error.status != 404:
+            raise
+        versions = set()
+    if "1.0" not in versions:
+        service.register("fashion_mnist.mar&synchronous=false")
+    service.manage("/1.0/set-default", "PUT")
+    for version in versions - {"1.0"}:
+        unregister(service, version)
+    scale(service, 1)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import copy_checkout, shrink_experiment
+from tests.conftest import HANG, copy_checkout, shrink_experiment
 
 
 def run(folder: Path, *command: str, **environment: str) -> str:
@@ -28,7 +28,7 @@ def run(folder: Path, *command: str, **environment: str) -> str:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        output, errors = process.communicate(timeout=500)
+        output, errors = process.communicate(timeout=HANG)
     except BaseException:  # the test's own time limit among them: a stage must not outlive its test
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -11,7 +11,7 @@ import psutil
 import requests
 
 from src.serving.tls import pin
-from tests.conftest import TIMEOUT
+from tests.conftest import HANG, TIMEOUT
 from tests.waiting import wait_until
 
 # All that the scripts and TorchServe call; java, docker and nvidia-smi are not among them.
@@ -52,14 +52,14 @@ class Run:
         """Run the script as someone without Java or Docker would."""
         return subprocess.run(
             [self.root / "run_torchserve.sh", *arguments], cwd=cwd or self.root, capture_output=True, text=True,
-            timeout=400, stdin=subprocess.DEVNULL, env=self.environment | environment,
+            timeout=HANG, stdin=subprocess.DEVNULL, env=self.environment | environment,
         )  # fmt: skip
 
     def create(self, *arguments: str) -> subprocess.CompletedProcess:
         """Run ./create_mar_archive.sh."""
         return subprocess.run(
             [self.root / "create_mar_archive.sh", *arguments], cwd=self.root, capture_output=True, text=True,
-            timeout=400, stdin=subprocess.DEVNULL, env=self.environment,
+            timeout=HANG, stdin=subprocess.DEVNULL, env=self.environment,
         )  # fmt: skip
 
     def start(self, *arguments: str, **options) -> subprocess.CompletedProcess:

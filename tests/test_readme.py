@@ -3,13 +3,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from src.serving.management import Service
-from src.serving.scaling import scale
 from tests.conftest import ROOT, copy_checkout, run_script, shrink_experiment
 
 README = (ROOT / "README.md").read_text()
@@ -23,20 +22,13 @@ GOLDEN = [*(ROOT / "torchserve" / "golden").glob("*.png")]  # what the README cl
 METRICS = json.loads((ROOT / "metrics" / "test_metrics.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def lent(server):
-    """The server, with as many workers afterwards as before: other modules use it, too, and one command adds some."""
-    yield server
-    scale(Service(management=server.management, metrics=server.metrics), 1)
-
-
 @pytest.mark.parametrize("command", CURL)
-def test_curl_command(lent, command):
+def test_curl_command(server, command):
     """Each line answers 2xx from a real server; only the ports differ."""
-    for port, address in ((8080, lent.inference), (8081, lent.management), (8082, lent.metrics)):
+    for port, address in ((8080, server.inference), (8081, server.management), (8082, server.metrics)):
         command = command.replace(f"localhost:{port}", address.removeprefix("http://"))
     command = command.replace("curl ", "curl -sS --fail ", 1)
-    answer = run_script(lent.root, "bash", "-c", command)
+    answer = run_script(server.root, "bash", "-c", command)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     if "bag_1.png" in command:
         assert json.loads(answer.stdout)["predicted_label"] == "Bag"
@@ -69,9 +61,35 @@ def test_pipeline_commands_and_snippet(tmp_path, mirror):
     assert f"{accuracy:.4f}"[:5] in found.stdout
 
 
-def test_make_test_is_pytest():
+def test_make_test_is_pytest_once_the_serving_environment_is_there(checkout):
+    """Not in the first test that starts a server: its time limit is no measure of a download."""
     plan = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert "pytest tests/ -v" in plan.stdout
+    script = "scripts/make_serving_environment.sh"
+    assert re.search(rf"^{script}$.*pytest tests/ -v", plan.stdout, re.S | re.M)
+    for _ in range(2):
+        made = run_script(checkout, script)
+        assert made.returncode == 0, made.stderr
+    assert "Environment torchserve/.venv is there" in made.stdout
+
+
+def test_a_fresh_debian_gets_what_the_checks_need(tmp_path):
+    """.ci/run on a path that holds as little; the apt-get there only writes down what is asked of it."""
+    asked = tmp_path / "asked"
+    for name in ("bash", "dirname", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    for name, line in {"id": "echo 0", "python3": "exit 1", "apt-get": f'echo "$@" >>{asked}'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    done = run_script(ROOT, ".ci/run", PATH=str(tmp_path))
+    assert done.returncode == 127  # nothing was installed
+    assert {"curl", "make", "python3-venv", "wrk"} <= set(asked.read_text().split())
+
+
+@pytest.mark.parametrize("name", ["input/a.jpg", "output/predictions.csv", "predictions.csv", "photos/a.jpg"])
+def test_a_shops_photos_and_their_categories_are_not_committed(name):
+    """They lie where README.md, docs/experiments.md and docker-run-example.sh put them."""
+    assert run_script(ROOT, "git", "check-ignore", name).returncode == 0
+    assert run_script(ROOT, "git", "check-ignore", "README.md").returncode == 1
 
 
 @pytest.mark.parametrize(

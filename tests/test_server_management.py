@@ -18,9 +18,11 @@ from src.inference.runtimes import FILES
 from src.serving.client import Refused
 from src.serving.management import Service
 from src.serving.scaling import scale, set_workers
-from tests.conftest import RUNTIME, TIMEOUT
+from src.serving.store import Store
+from tests.conftest import RUNTIME, TIMEOUT, lent
 from tests.drawing import encode
 from tests.sent_inputs import OTHER, PNG
+from tests.test_rollout import changed, versions
 
 CLIENTS = 6
 SCALING = 240  # seconds
@@ -52,13 +54,34 @@ def test_a_worker_loads_no_torch_that_its_runtime_does_not_use(server):
 
 def test_this_machine_is_not_asked_through_a_proxy(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert server.predict(PNG).status_code == 200  # the tests do not ask it, either
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name)
     assert Service(management=server.management).describe()["modelVersion"] == "1.0"
+
+
+def test_the_next_module_finds_the_server_as_this_one_did(server):
+    """Whatever a test that failed has left: no version, another one, more workers, a file in the store."""
+    service = Service("fashion_mnist", server.inference, server.management, server.metrics)
+    store = Store(server.root / "torchserve" / "model-store", "fashion_mnist")
+    before = sorted(store.folder.iterdir())
+    with lent(server):
+        service.manage("/1.0", "DELETE")
+    assert versions(service) == {"1.0": True}
+    with lent(server):
+        service.register(changed(store.served, store.archive_of("2.0"), "2.0", {}).name)
+        service.manage("/2.0/set-default", "PUT")
+        scale(service, 2)
+    assert versions(service) == {"1.0": True}
+    with lent(server):
+        scale(service, 2)
+    assert [worker["status"] for worker in server.describe()["workers"]] == ["READY"]
+    assert sorted(store.folder.iterdir()) == before
 
 
 def test_scaling_under_traffic_fails_no_request(server):
     """1 -> 4 -> 1 workers while clients send: every request gets its own right answer."""
     service = Service(management=server.management, metrics=server.metrics)
-    scale(service, 1)  # another test may have left more
     bodies = [PNG, encode(OTHER)]
     expected = [server.predict(body).json()["probabilities"] for body in bodies]
     stop = threading.Event()
