@@ -18,7 +18,7 @@ RUN grep -v '^torch==' /pins/constraints.txt >/pins/others.txt \
         && find bin -mindepth 1 ! -name torch_shm_manager -delete) \
     && /opt/venv/bin/pip uninstall --yes pip
 WORKDIR /app
-COPY src/__init__.py src/preprocessing.py src/plain_png.py src/styles.py src/image_files.py src/prediction_output.py src/predict.py src/
+COPY src/__init__.py src/preprocessing.py src/image_limits.py src/plain_png.py src/styles.py src/image_files.py src/prediction_output.py src/predict.py src/
 COPY src/models src/models
 COPY src/inference src/inference
 COPY models/best_model models/best_model

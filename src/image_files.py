@@ -33,14 +33,16 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
 def list_images(folder: Path) -> list[str]:
     """Paths below ``folder``, relative to it and sorted, of the files with an image's extension.
 
-    Raises FileNotFoundError when there is no image in it, OSError when one folder cannot be listed.
+    Files and folders whose names start with a dot are passed over. Raises FileNotFoundError when there is no image,
+    OSError when one folder cannot be listed.
     """
     found = []
-    for parent, _, names in os.walk(folder, onerror=_raise):
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             (Path(parent) / name).relative_to(folder).as_posix()
             for name in names
-            if os.path.splitext(name)[1].lower() in EXTENSIONS
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
         ]
     if not found:
         raise FileNotFoundError(f"no image in {folder}; the extensions known are {', '.join(sorted(EXTENSIONS))}")

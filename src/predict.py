@@ -1,11 +1,11 @@
 """Classify images into a CSV or JSON: ``python src/predict.py --input_path IMAGES --output_path OUT.csv``.
 
-IMAGES is a folder (searched recursively, links to folders are not followed), one image, or a file list: a .txt with
-one path a line, relative to the list's folder. A CSV has the columns filename, predicted_class, predicted_label,
-confidence, prob_<class_name> for each class, and uncertain (true for an answer that a person should check, else
-false); OUT.json holds a list of the objects that a server answers, each with its filename. An image that cannot be
-read, or that a list names and that is missing, becomes a row of OUT.csv.errors.csv instead, or in OUT.json an object
-with code, type and message; the exit status is 1.
+IMAGES is a folder (searched recursively; links to folders and names that start with a dot are passed over), one
+image, or a file list: a .txt with one path a line, relative to the list's folder. A CSV has the columns filename,
+predicted_class, predicted_label, confidence, prob_<class_name> for each class, and uncertain (true for an answer that a
+person should check, else false); OUT.json holds a list of the objects that a server answers, each with its filename. An
+image that cannot be read, or that a list names and that is missing, becomes a row of OUT.csv.errors.csv instead, or in
+OUT.json an object with code, type and message; the exit status is 1.
 
 Without --output_path, or with -, the answer for one image is printed as JSON.
 """
@@ -66,16 +66,16 @@ def predict_folder(predictor: Predictor, source: Path, output: Path, batch_size:
 def print_prediction(predictor: Predictor, source: Path) -> int:
     """Print the answer for the one image ``source`` as JSON; return the exit status, 1 when it cannot be read.
 
-    Raises ValueError for a folder or a file list, FileNotFoundError when there is no such image.
+    Raises ValueError when ``source`` names several, FileNotFoundError when there is no such image.
     """
     folder, names = find_images(source)
-    if names != [source.name]:
+    if len(names) != 1:
         raise ValueError(f"only one image is printed, {source} names {len(names)}; name a file with --output_path")
     answer = answer_files(predictor, folder, names)[0]
     if isinstance(answer, ImageError):
-        print(f"error: {source}: {answer}", file=sys.stderr)
+        print(f"error: {folder / names[0]}: {answer}", file=sys.stderr)
         return 1
-    print(json.dumps(as_dict(source.name, answer), indent=2))
+    print(json.dumps(as_dict(names[0], answer), indent=2))
     return 0
 
 

@@ -4,7 +4,7 @@ Only geometry and pixel format live here. Mean and standard deviation belong to 
 (see src/models/classifier.py), so that an array from this module is all a model ever needs.
 """
 
-import io
+import re
 import struct
 import warnings
 import zlib
@@ -13,13 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from src.image_limits import FORMATS, MAX_PIXELS, CountedReads, ImageError, check_exif, open_image
 from src.plain_png import read_plain_png
 from src.styles import DETAIL, STYLES, is_on_black, keep_on_black, to_white_on_black
 
-MAX_PIXELS = 20_000_000
-MAX_SCANS = 100  # of a JPEG: each goes over all of its pixels, and takes a few bytes
-MAX_STRIPS = 20_000  # of an uncompressed TIFF: Pillow reads them one by one, and millions fit into a few megabytes
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+# How the files of each format begin.
+STARTS = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "BMP": rb"BM.{4}\0{4}",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "GIF": rb"GIF8[79]a",
+}
+# How Pillow begins to say that it reads no such pixels.
+UNSUPPORTED = ("unknown pixel mode", "unknown data organization", "cannot handle")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -37,9 +45,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-START_OF_SCAN = b"\xff\xda"  # ITU-T T.81, table B.1; compressed data never holds it
-TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
-GRAY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
+# Tags of TIFF 6.0, sections 8 and 19, and what they say.
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+WHITE_IS_ZERO, SIGNED = 0, 2
+GRAY = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes without colour
 # Where a PNG may hold an orientation; asking Pillow for one costs more than decoding a small image.
 PNG_METADATA = ("exif", "XML:com.adobe.xmp", "Raw profile type exif")
 # 16-bit gray to 8 bits, rounded: 65535 becomes 255.
@@ -62,14 +71,6 @@ DECODE_ERRORS = (
 )
 # Pillow warns of odd metadata; the pixels decide here. Set once: catch_warnings is not safe between threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-class ImageError(ValueError):
-    """An input that cannot be turned into pixels. ``reason`` is a short stable name, the message is for people."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,7 @@ def decode(data: bytes, spec: Preprocessing, max_pixels: int = MAX_PIXELS) -> Im
         colour = spec.channels == 3 or (spec.style != "plain" and image.mode not in GRAY)
         return _to_mode(image, "RGB" if colour else "L")
     except Image.UnidentifiedImageError as error:
-        start = data[:8].hex(" ")
-        raise ImageError(
-            "not_an_image",
-            f"not an image in a known format (it starts with {start}); send one of {', '.join(FORMATS)}",
-        ) from error
+        raise _unidentified(data) from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", f"the image has more than {max_pixels} pixels; send a smaller one") from error
     except ImageError:
@@ -132,45 +129,58 @@ def decode(data: bytes, spec: Preprocessing, max_pixels: int = MAX_PIXELS) -> Im
         raise ImageError("broken", f"the image is truncated or damaged and cannot be decoded ({detail})") from error
 
 
+def _unidentified(data: bytes) -> ImageError:
+    """What is wrong with a file that Pillow cannot open."""
+    kind = next((kind for kind, start in STARTS.items() if re.match(start, data, re.DOTALL)), None)
+    if kind is None:
+        start = data[:8].hex(" ")
+        return ImageError(
+            "not_an_image",
+            f"not an image in a known format (it starts with {start}); send one of {', '.join(FORMATS)}",
+        )
+    detail = ""
+    try:
+        Image.OPEN[kind][0](CountedReads(data), "")
+    except DECODE_ERRORS as error:
+        detail = str(error)
+    if detail.startswith(UNSUPPORTED):
+        return ImageError(
+            "unsupported", f"the image is a {kind} of a kind that is not read ({detail}); save it with 8 bits a channel"
+        )
+    return ImageError("broken", f"the image is a {kind} that is truncated or damaged ({detail}); save it anew")
+
+
 def _load(data: bytes, spec: Preprocessing, max_pixels: int) -> Image.Image:
     """The first frame as Pillow reads it; raises what Pillow raises, and ImageError when it is too large."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    width, height = image.size
-    if width * height > max_pixels:
+    image = open_image(data, max_pixels)
+    if image.mode in ("I", "F") or (image.format == "TIFF" and SIGNED in image.tag_v2.get(SAMPLE_FORMAT, ())):
         raise ImageError(
-            "too_large",
-            f"the image has {width}x{height} = {width * height} pixels, the limit is {max_pixels}; send a smaller one",
+            "unsupported", "the image holds 32-bit or signed pixels; save it with 8 or 16 bits a channel, unsigned"
         )
-    if len(image.tile) > MAX_STRIPS:
-        raise ImageError("too_large", f"the image is cut into {len(image.tile)} strips, the limit is {MAX_STRIPS}")
-    # libtiff unpacks whole tiles, whatever the size of the image.
-    tile = image.tag_v2.get(TILE_WIDTH, 0) * image.tag_v2.get(TILE_LENGTH, 0) if image.format == "TIFF" else 0
-    if tile > MAX_PIXELS:
-        raise ImageError("too_large", f"the image has tiles of {tile} pixels, the limit is {MAX_PIXELS}")
-    if image.format in ("JPEG", "MPO") and (scans := data.count(START_OF_SCAN)) > MAX_SCANS:
-        raise ImageError("too_large", f"the image has {scans} scans, the limit is {MAX_SCANS}")
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
         # Let libjpeg skip detail that the resize would throw away: 12 megapixels in a tenth of the time.
         side = (4 if spec.style == "plain" else DETAIL) * max(spec.width, spec.height)
         image.draft(image.mode, (side, side))
     elif image.format == "PNG" and "transparency" in image.info:
-        image.info["transparency"] = _png_transparency(image)
+        _scale_transparency(image)
     image.load()
-    return image
+    return image.convert("LA") if image.mode == "La" else image  # Pillow knows no other way out of La
 
 
-def _png_transparency(image: Image.Image):
-    """The transparent colour at the depth of Pillow's pixels; a PNG gives it at the depth of the file."""
-    colour, depth = image.info["transparency"], image.tile[0].args if image.tile else image.mode
+def _scale_transparency(image: Image.Image) -> None:
+    """Bring the transparent colour to the depth of Pillow's pixels; a PNG gives it at the depth of the file."""
+    depth = image.tile[0].args if image.tile else image.mode
     if depth in ("L;2", "L;4"):
-        return colour * (85 if depth == "L;2" else 17)
-    return tuple(value >> 8 for value in colour) if depth == "RGB;16B" else colour
+        image.info["transparency"] *= 85 if depth == "L;2" else 17
+    elif depth == "RGB;16B":  # Pillow drops the low bytes, and with them what tells this colour from those near it
+        del image.info["transparency"]
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn the image as its EXIF orientation says. Damaged metadata leaves it as it is: the pixels are good."""
     if image.format == "PNG" and not any(key in image.info for key in PNG_METADATA):
         return image
+    check_exif(image)
     try:
         orientation = image.getexif().get(ORIENTATION)
     except DECODE_ERRORS:
@@ -182,13 +192,11 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert any Pillow mode to ``L`` or ``RGB``."""
     if image.mode == mode and "transparency" not in image.info:
         return image
-    if image.mode in ("I", "F"):
-        raise ImageError("unsupported", "the image holds 32-bit pixels; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I;16"):
         image = _from_16_bits(image)
     elif image.mode == "LAB":
         image = image.convert("RGB")  # Pillow knows no other way out of LAB
-    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    elif image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba).convert("RGB")
@@ -198,6 +206,11 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """16-bit gray to ``L``; the one value that may be transparent becomes white."""
     values = np.asarray(image)
+    if image.format == "TIFF":
+        if image.tag_v2.get(BITS_PER_SAMPLE) == (12,):
+            values = values << 4 | values >> 8
+        if image.tag_v2.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:  # Pillow minds it for 8 bits only
+            values = 65535 - values
     pixels = EIGHT_BITS[values]
     if "transparency" in image.info:
         pixels[values == image.info["transparency"]] = 255

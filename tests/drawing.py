@@ -62,3 +62,16 @@ def write_png(size: tuple[int, int], depth: int, colour: int, rows: list[bytes],
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     chunks = [png_chunk(b"IHDR", header), *extra, png_chunk(b"IDAT", pixels), png_chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def write_tiff(size: tuple[int, int], pixels: bytes, tags: dict[int, tuple[int, int, int]]) -> bytes:
+    """A little-endian TIFF of one strip, for what Pillow does not write: 8-bit gray unless ``tags`` say otherwise.
+
+    ``tags``: (type, count, value) by number. The pixels are the end of the file.
+    """
+    gray = {256: (4, 1, size[0]), 257: (4, 1, size[1]), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 277: (3, 1, 1),
+            278: (4, 1, size[1]), 279: (4, 1, len(pixels))}  # fmt: skip
+    start = 8 + 2 + 12 * len(gray | tags | {273: ()}) + 4
+    merged = gray | tags | {273: (4, 1, start)}
+    entries = b"".join(struct.pack("<HHII", tag, *value) for tag, value in sorted(merged.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(merged)) + entries + struct.pack("<I", 0) + pixels

@@ -1,6 +1,7 @@
 """What clients may send: forms of one picture that must all get its answer, and inputs that must each get a 400."""
 
 import base64
+import io
 import json
 import struct
 import zlib
@@ -8,8 +9,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from src.preprocessing import MAX_PIXELS, MAX_SCANS, START_OF_SCAN
-from tests.drawing import draw_garment, encode, png_chunk, write_png
+from src.image_limits import MAX_NUMBERS, MAX_PIXELS, MAX_READS, MAX_SCANS, START_OF_SCAN
+from tests.drawing import draw_garment, encode, png_chunk, write_png, write_tiff
 
 PICTURE = draw_garment("Trouser", seed=1)
 OTHER = draw_garment("Bag", seed=2)
@@ -37,6 +38,9 @@ def variants() -> dict[str, tuple[bytes, bytes]]:
     turned = Image.Exif()
     turned[ORIENTATION] = 6  # to be shown after a quarter turn clockwise
     # A copy: Pillow writes a further page with what the last save of that image left behind.
+    jpeg = encode(PICTURE, "JPEG")
+    film = START_OF_SCAN * (MAX_SCANS + 1)  # what phones put behind a photo holds such bytes by chance
+    inverted = 65535 - values.astype("<u2") * 257
     frames = {"save_all": True, "append_images": [OTHER.copy()]}
     return {
         "animated gif": (encode(PICTURE, "GIF", **frames), PNG),
@@ -45,9 +49,30 @@ def variants() -> dict[str, tuple[bytes, bytes]]:
         "multi-page tiff": (encode(PICTURE, "TIFF", **frames), PNG),
         "cmyk tiff": (encode(cmyk, "TIFF"), PNG),
         "16-bit png": (encode(Image.fromarray(values.astype(np.uint16) * 257)), PNG),
+        "16-bit tiff whose zero is white": (tiff(inverted.tobytes(), bits=(3, 1, 16), photometric=0), PNG),
+        "12-bit tiff": (tiff(in_12_bits(values), bits=(3, 1, 12)), PNG),
+        "tiff of premultiplied gray": (tiff(with_alpha(values), bits=(3, 2, 8 | 8 << 16), samples=2, alpha=1), PNG),
+        "jpeg with a film behind it": (jpeg + film, encode(Image.open(io.BytesIO(jpeg)))),
         "palette with transparency": (encode(palette, transparency=0), encode(on_white)),
         "rotated by exif": (encode(PICTURE.transpose(Image.Transpose.ROTATE_90), exif=turned), PNG),
     }
+
+
+def tiff(pixels: bytes, bits: tuple[int, int, int], photometric: int = 1, samples: int = 1, alpha: int = 0) -> bytes:
+    """A TIFF as large as PICTURE."""
+    tags = {258: bits, 262: (3, 1, photometric), 277: (3, 1, samples)} | ({338: (3, 1, alpha)} if alpha else {})
+    return write_tiff(PICTURE.size, pixels, tags)
+
+
+def in_12_bits(values: np.ndarray) -> bytes:
+    """Gray uint8 values, two in three bytes."""
+    first, second = (values.astype(int) * 4095 // 255).reshape(-1, 2).T
+    return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()
+
+
+def with_alpha(values: np.ndarray) -> bytes:
+    """Gray uint8 values, each with an opaque alpha."""
+    return np.stack([values, np.full_like(values, 255)], axis=-1).tobytes()
 
 
 def json_forms() -> dict[str, bytes]:
@@ -62,7 +87,11 @@ def json_forms() -> dict[str, bytes]:
         "line breaks": as_json(image=base64.encodebytes(PNG).decode()),
         "CRLF line breaks": as_json(image=base64.encodebytes(PNG).decode().replace("\n", "\r\n")),
         "another key beside it": as_json(image=text, id=7),
-        "white space before it": b"\r\n\t " + as_json(image=text),
+        "white space before it": b"\r\n\t " * 30 + as_json(image=text),
+        "byte order mark": b"\xef\xbb\xbf" + as_json(image=text),
+        "data URI in capitals": as_json(image=f"DATA:IMAGE/PNG;BASE64,{text}"),
+        "data URI with blanks": as_json(image=f" data:image/png; base64,{text}"),
+        "data URI with a long name": as_json(image=f'data:image/png;name="a, {"b" * 300}";base64,{text}'),
     }
 
 
@@ -77,6 +106,27 @@ def jpeg_of_many_scans(count: int) -> bytes:
     data = encode(PICTURE, "JPEG", progressive=True)
     last = data[data.rindex(START_OF_SCAN) : -2]
     return data[:-2] + last * count + data[-2:]
+
+
+def jpeg_of_fill_bytes() -> bytes:
+    data = encode(PICTURE, "JPEG")
+    return data[:2] + b"\xff" * MAX_READS + data[2:]
+
+
+def png_of_empty_chunks() -> bytes:
+    """Pillow reads the start and the end of each."""
+    return PNG[:33] + png_chunk(b"abCd", b"") * (MAX_READS // 2) + PNG[33:]
+
+
+def tiff_of_a_million_bytes_of_orientation() -> bytes:
+    return write_tiff((8, 8), bytes(8 * MAX_NUMBERS + 200), {ORIENTATION: (5, MAX_NUMBERS, 8)})
+
+
+def jpeg_of_12_bits() -> bytes:
+    """Only its header says so."""
+    data = bytearray(encode(PICTURE, "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    return bytes(data)
 
 
 def tiff_of_one_tile(side: int) -> bytes:
@@ -94,10 +144,7 @@ def bad_bodies() -> dict[str, tuple[bytes, set[str], str]]:
     side = int(MAX_PIXELS**0.5) + 1
     huge = write_png((side, side), 8, 0, [])
     whole = {kind: encode(PICTURE.resize((300, 300)), kind) for kind in ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP")}
-    cut = {
-        f"truncated {kind}": (data[: len(data) * 2 // 3], {"broken", "not_an_image"}, "image")
-        for kind, data in whole.items()
-    }
+    cut = {f"truncated {kind}": (data[: len(data) * 2 // 3], {"broken"}, "image") for kind, data in whole.items()}
     return cut | {
         "no image": (b"hello, I am a text", {"not_an_image"}, "68 65 6c 6c 6f"),
         "a PDF": (b"%PDF-1.7\n1 0 obj\n", {"not_an_image"}, "send one of PNG, JPEG"),
@@ -107,7 +154,23 @@ def bad_bodies() -> dict[str, tuple[bytes, set[str], str]]:
         "too many pixels": (huge, {"too_large"}, f"the limit is {MAX_PIXELS}"),
         "too many pixels in JSON": (as_json(image=as_base64(huge)), {"too_large"}, f"the limit is {MAX_PIXELS}"),
         "a palette that is too short": (palette_without_enough_colours(), {"broken"}, "cannot be decoded"),
-        "too many scans": (jpeg_of_many_scans(MAX_SCANS), {"too_large"}, f"scans, the limit is {MAX_SCANS}"),
+        "too many scans": (jpeg_of_many_scans(MAX_SCANS), {"too_large"}, f"more than {MAX_SCANS} scans"),
+        "too many fill bytes": (jpeg_of_fill_bytes(), {"too_large"}, "too many pieces"),
+        "too many chunks": (png_of_empty_chunks(), {"too_large"}, "too many pieces"),
+        "too many numbers": (tiff_of_a_million_bytes_of_orientation(), {"too_large"}, "numbers in its tags"),
+        "12-bit JPEG": (jpeg_of_12_bits(), {"unsupported"}, "cannot handle 12-bit layers"),
+        "TIFF of RGB floats": (
+            tiff(bytes(28 * 28 * 12), bits=(3, 1, 32), photometric=2, samples=3),
+            {"unsupported"},
+            "a TIFF of a kind that is not read",
+        ),
+        "TIFF of signed bytes": (
+            write_tiff((8, 8), bytes(64), {339: (3, 1, 2)}),
+            {"unsupported"},
+            "32-bit or signed pixels",
+        ),
+        "a header of a PNG": (PNG[:30], {"broken"}, "a PNG that is truncated or damaged"),
+        "a header of a TIFF": (whole["TIFF"][:50], {"broken"}, "cut off in its directory"),
         "too large a tile": (tiff_of_one_tile(24_576), {"too_large"}, f"tiles of {24_576**2} pixels"),
         "a long key": (as_json(**{"\\" * 100_000: text}), {"no_image"}, "the JSON has the keys"),
         "bad base64": (as_json(image="@@@@"), {"bad_base64"}, '"image" is not base64'),

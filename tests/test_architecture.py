@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["plain_png", "styles", "preprocessing", "config", "data", "models", "inference", "image_files",
+ROOMS = ["image_limits", "plain_png", "styles", "preprocessing", "config", "data", "models", "inference", "image_files",
          "prediction_output", "training", "export", "serving", "predict"]  # fmt: skip
-SHIPPED = ("plain_png", "styles", "preprocessing", "models", "inference")
+SHIPPED = ("image_limits", "plain_png", "styles", "preprocessing", "models", "inference")
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "torchserve": "ts"}  # where a package is imported under another name
 FILES = sorted((ROOT / "src").rglob("*.py"))
 

@@ -14,7 +14,7 @@ from src.serving.fastapi_service import Service
 from tests.conftest import ROOT, RUNTIME, TIMEOUT
 from tests.drawing import encode
 from tests.fastapi_run import check_metrics, line_of, lines_of, running
-from tests.sent_inputs import OTHER, PICTURE, PNG, as_base64, as_json, bad_bodies, json_forms
+from tests.sent_inputs import OTHER, PICTURE, PNG, as_base64, as_json, bad_bodies, json_forms, variants
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=xx"}
@@ -27,19 +27,21 @@ GOOD = {
     "raw": (PNG, None, {}),
     "raw, of another type": (PNG, None, {"Content-Type": "text/plain"}),
     "large": (LARGE, None, {}),
-    "JSON": (json_forms()["plain"], None, JSON),
-    "JSON in a data URI, type unsaid": (json_forms()["data URI"], None, {}),
+    "JSON, type unsaid": (json_forms()["plain"], None, {}),
     "two in JSON": (BOTH, None, JSON),
     "64 in JSON": (as_json(images=[TEXT] * 64), None, JSON),
     "field": (None, {"data": ("a.png", PNG)}, {}),
     "field of an odd name": (None, {"ünï": ("a.png", PNG)}, {}),
     "field that is no file": (None, {"data": (None, PNG)}, {}),
     "field with JSON": (None, {"x": (None, BOTH)}, {}),
+    "text beside a file": (None, {"id": (None, "7"), "data": ("a.png", PNG)}, {}),
     "two fields": (None, {"one": ("a.png", PNG), "two": ("b.png", encode(OTHER))}, {}),
     "two fields of one name": (None, [("files", ("a.png", PNG)), ("files", ("b.png", encode(OTHER)))], {}),
     "form that is none": (PNG, None, FORM),
     "url-encoded, as curl says": (json_forms()["plain"], None, URL_ENCODED),
 }
+GOOD |= {f"JSON, {name}": (body, None, JSON) for name, body in json_forms().items()}
+GOOD |= {name: (special, None, {}) for name, (special, _) in variants().items()}
 PART = b'--xx\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n\r\n'
 BAD = {name: (body, None, {}) for name, (body, _, _) in bad_bodies().items()} | {
     "form without a field": (b"--xx--\r\n", None, FORM),

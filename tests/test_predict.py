@@ -61,6 +61,14 @@ def test_every_extension_in_any_case_and_folder_is_classified(tmp_path):
     assert not (tmp_path / "out.csv.errors.csv").exists()
 
 
+def test_hidden_files_and_folders_are_passed_over(tmp_path):
+    images = write_garments(tmp_path / "images", 1)
+    (images / "._000.png").write_bytes(b"\0\5\x16\7what macOS puts beside a file")
+    write_garments(images / ".thumbnails", 1)
+    assert list_images(images) == ["000.png"]
+    assert list_images(images / ".thumbnails") == ["000.png"]
+
+
 def test_columns_and_values(tmp_path):
     images = write_garments(tmp_path / "images", 5)
     assert classify(images, tmp_path / "out.csv") == 0

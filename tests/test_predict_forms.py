@@ -31,6 +31,17 @@ def test_one_image_to_a_file_or_printed(tmp_path, capsys):
     assert {name: float(row[f"prob_{name}"]) for name in shown["probabilities"]} == shown["probabilities"]
 
 
+def test_the_one_image_of_a_folder_or_a_list_is_printed(tmp_path, capsys):
+    folder = write_garments(tmp_path / "images", 1)
+    (tmp_path / "list.txt").write_text("images/000.png\n")
+    for source, name in ((folder, "000.png"), (tmp_path / "list.txt", "images/000.png")):
+        assert main(["--input_path", str(source), "--model_path", str(MODEL)]) == 0
+        assert json.loads(capsys.readouterr().out)["filename"] == name
+    (folder / "000.png").write_bytes(b"no")
+    assert main(["--input_path", str(folder), "--model_path", str(MODEL)]) == 1
+    assert f"error: {folder / '000.png'}: " in capsys.readouterr().err
+
+
 def test_a_gif_is_an_image_offline_too(tmp_path):
     folder = write_garments(tmp_path / "images", 1)
     with Image.open(folder / "000.png") as image:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from src.inference import Predictor
 from src.inference.predictor import calibrate
-from src.inference.requests import MAX_IMAGES, parse_body
+from src.inference.requests import MAX_IMAGES, parse_body, parse_request
 from src.inference.torch_runtime import TorchRuntime
 from src.models import ModelConfig, build_classifier
 from src.predict import predict_folder
@@ -109,10 +109,11 @@ def test_the_first_frame_counts(predictor, kind):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_truncated_file_is_an_image_error(predictor, kind):
     data = encode(draw_photo((200, 150)), kind)
-    for length in (1, 7, 8, 20, 60, len(data) // 2, len(data) * 3 // 4):
+    known = {"PNG": 8, "JPEG": 3, "WEBP": 12, "BMP": 10, "TIFF": 4, "GIF": 6}[kind]  # bytes that tell the format
+    for length in (1, 7, 8, 20, 30, 60, 100, 200, len(data) // 2, len(data) * 3 // 4):
         with pytest.raises(ImageError) as error:
             predictor.decode(data[:length])
-        assert error.value.reason in ("not_an_image", "broken"), length
+        assert error.value.reason == ("not_an_image" if length < known else "broken"), length
 
 
 @pytest.mark.parametrize(
@@ -122,12 +123,13 @@ def test_a_truncated_file_is_an_image_error(predictor, kind):
         (b"hello, this is text", "not_an_image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
         (b"%PDF-1.7", "not_an_image"),
-        (b"\x89PNG\r\n\x1a\n", "not_an_image"),
+        (b"\x89PNG\r\n\x1a\n", "broken"),
+        (b"II am a text", "not_an_image"),
         (bytes(1000), "not_an_image"),
         (encode(draw_photo(), "PPM"), "not_an_image"),
         (encode(Image.fromarray(np.ones((4, 4), "f4")), "TIFF"), "unsupported"),
     ],
-    ids=["empty", "text", "svg", "pdf", "signature", "zeros", "ppm", "float"],
+    ids=["empty", "text", "svg", "pdf", "signature", "like a TIFF", "zeros", "ppm", "float"],
 )
 def test_what_is_no_picture_has_a_reason(predictor, data, reason):
     with pytest.raises(ImageError) as error:
@@ -150,8 +152,22 @@ TEXT = base64.b64encode(IMAGE).decode()
         f"data:image/png;base64,{TEXT}",
         f"data:;base64,{TEXT}",
         f"data:image/svg+xml;charset=utf-8;base64,{TEXT}",
+        f"DATA:image/png;BASE64,{TEXT}",
+        f"\n data:image/png ; base64 ,{TEXT}",
+        f'data:image/png;name="a,b{"c" * 300}";base64,{TEXT}',
     ],
-    ids=["standard", "url-safe", "no-padding", "lines", "data-uri", "bare-uri", "uri-with-charset"],
+    ids=[
+        "standard",
+        "url-safe",
+        "no-padding",
+        "lines",
+        "data-uri",
+        "bare-uri",
+        "uri-with-charset",
+        "capitals",
+        "blanks",
+        "long-name",
+    ],
 )
 def test_every_form_of_base64(text):
     assert parse_body(json.dumps({"image": text}).encode()) == ([IMAGE], False)
@@ -179,6 +195,8 @@ def test_every_form_of_base64(text):
         ('{"image": "ab=cd"}', "bad_base64"),
         ('{"image": "gr\u00fcn"}', "bad_base64"),
         ('{"image": "data:image/png,abcd"}', "bad_base64"),
+        ('{"image": "data:image/png;base64"}', "bad_base64"),
+        ('{"image": "data:image/png;name=\\"abc,d"}', "bad_base64"),
         ('{"image": "http://example.org/a.png"}', "bad_base64"),
     ],
     ids=lambda value: value[:24],
@@ -187,6 +205,56 @@ def test_a_body_that_holds_no_image_has_a_reason(content, reason):
     with pytest.raises(ImageError) as error:
         parse_body(content.encode())
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b" " * 1000, b"\xef\xbb\xbf\r\n\t"], ids=repr)
+def test_what_may_stand_before_json(before):
+    body = json.dumps({"image": TEXT}).encode()
+    assert parse_body(before + body) == parse_body(bytearray(before + body)) == ([IMAGE], False)
+
+
+# Forms
+def form(*parts: tuple[str, bytes], boundary: str = "xx") -> bytes:
+    """A multipart body; each part is what its Content-Disposition says beside the field's name, and its content."""
+    heads = (f'--{boundary}\r\nContent-Disposition: form-data; name="n"{more}\r\n\r\n'.encode() for more, _ in parts)
+    contents = (content + b"\r\n" for _, content in parts)
+    return b"".join(map(bytes.__add__, heads, contents)) + f"--{boundary}--\r\n".encode()
+
+
+FILE, TEXT_FIELD, UNFILLED = ('; filename="a.png"', IMAGE), ("", b"7"), ('; filename=""', b"")
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
+        ([FILE], ([IMAGE], False)),
+        ([FILE, FILE], ([IMAGE, IMAGE], True)),
+        ([FILE, TEXT_FIELD], ([IMAGE], False)),
+        ([TEXT_FIELD, FILE], ([IMAGE], False)),
+        ([FILE, UNFILLED], ([IMAGE], False)),
+        ([("", IMAGE)], ([IMAGE], False)),
+        ([("", IMAGE), UNFILLED], ([IMAGE], False)),
+        ([('; filename=""', IMAGE)], ([IMAGE], False)),
+        ([FILE, ('; filename="b.png"', b"")], ([IMAGE, b""], True)),
+    ],
+    ids=["one", "two", "text after", "text before", "unfilled", "no name", "no name, unfilled", "empty name", "empty"],
+)
+def test_the_files_of_a_form_count(parts, found):
+    assert parse_request({"body": form(*parts)}, "multipart/form-data; boundary=xx") == found
+
+
+def test_a_form_without_a_file_is_empty():
+    with pytest.raises(ImageError, match="the form has no field") as error:
+        parse_request({"body": form(UNFILLED)}, "multipart/form-data; boundary=xx")
+    assert error.value.reason == "empty"
+
+
+@pytest.mark.parametrize("boundary", ["----=_Part_1_2.3", "a:b/c", "'()+_,-./:=?", "xx"])
+@pytest.mark.parametrize(
+    "head", ["multipart/form-data; boundary={}", 'Multipart/Form-Data; charset=utf-8;\tBOUNDARY="{}"; more=1']
+)
+def test_the_boundary_of_a_form(head, boundary):
+    assert parse_request({"body": form(FILE, boundary=boundary)}, head.format(boundary)) == ([IMAGE], False)
 
 
 def test_anything_but_json_is_the_image_itself():

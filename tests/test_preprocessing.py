@@ -3,18 +3,21 @@
 import random
 import struct
 import threading
+import tracemalloc
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.preprocessing import MAX_PIXELS, MAX_STRIPS, ImageError, Preprocessing, decode, fit, preprocess
-from tests.drawing import draw_garment, draw_photo, encode, png_chunk, write_png
+from src.image_limits import BYTES_A_PIXEL, MAX_EXIF, MAX_PARTS, MAX_PIXEL_READS, MAX_READS, MAX_STRIPS
+from src.preprocessing import MAX_PIXELS, ImageError, Preprocessing, decode, fit, preprocess
+from tests.drawing import draw_garment, draw_photo, encode, png_chunk, write_png, write_tiff
 
 GRAY, RGB = Preprocessing(28, 28, 1), Preprocessing(28, 28, 3)
 STYLED = Preprocessing(28, 28, 1, style="fashion_mnist")
-EXIF_ORIENTATION = 0x0112
+EXIF_ORIENTATION, EXIF_DIRECTORY = 0x0112, 34665
 
 
 def pixels(data: bytes, channels: int = 1) -> list:
@@ -92,13 +95,15 @@ def test_the_transparent_gray_of_a_png_becomes_white(depth, row, transparent, ex
     assert pixels(data, 3) == [[value] * 3 for value in expected]
 
 
-@pytest.mark.parametrize(
-    ("depth", "row", "transparent"),
-    [(8, b"\x01\x02\x03\x10\x10\x10", (1, 2, 3)), (16, b"\x12\x34\0\0\0\0" + b"\x10\x10" * 3, (0x1234, 0, 0))],
-)
-def test_the_transparent_colour_of_a_png_becomes_white(depth, row, transparent):
-    data = write_png((2, 1), depth, 2, [row], png_chunk(b"tRNS", struct.pack(">3H", *transparent)))
+def test_the_transparent_colour_of_a_png_becomes_white():
+    data = write_png((2, 1), 8, 2, [b"\x01\x02\x03\x10\x10\x10"], png_chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))
     assert pixels(data, 3) == [[255] * 3, [16] * 3]
+
+
+def test_the_transparent_colour_of_a_16_bit_png_takes_no_other_with_it():
+    row = struct.pack(">6H", 0x1234, 0, 0, 0x1235, 0, 0)
+    data = write_png((2, 1), 16, 2, [row], png_chunk(b"tRNS", struct.pack(">3H", 0x1234, 0, 0)))
+    assert pixels(data, 3) == [[0x12, 0, 0]] * 2
 
 
 def test_a_half_transparent_palette_entry_is_mixed_with_white():
@@ -116,6 +121,24 @@ def test_16_bits_with_alpha():
 def test_16_bit_gray_of_either_byte_order_is_scaled(kind):
     image = Image.fromarray(np.array([[0, 128, 129, 257, 32768, 65535]], dtype=kind))
     assert pixels(encode(image, "TIFF")) == [0, 0, 1, 1, 128, 255]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("bits", "zero", "content"),
+    [
+        (8, "black", b"\0\xff"),
+        (8, "white", b"\xff\0"),
+        (12, "black", b"\0\x0f\xff"),
+        (16, "black", b"\0\0\xff\xff"),
+        (16, "white", b"\xff\xff\0\0"),
+    ],
+)
+def test_tiff_gray_of_any_depth_and_sense(bits, zero, content, orientation):
+    tags = {258: (3, 1, bits), 262: (3, 1, 1 if zero == "black" else 0), 274: (3, 1, orientation)}
+    array = np.asarray(decode(write_tiff((2, 1), content, tags), GRAY))
+    assert array.shape == ((1, 2) if orientation == 1 else (2, 1))
+    assert array.ravel().tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("kind", ["i4", "f4"])
@@ -158,6 +181,81 @@ def test_a_tiff_of_countless_strips_is_refused():
     with pytest.raises(ImageError, match="strips") as error:
         preprocess(data, GRAY)
     assert error.value.reason == "too_large"
+
+
+def test_an_image_has_few_bytes_for_its_pixels():
+    """Before Pillow looks at it: after 15 seconds of a batch no image is opened."""
+    data = encode(draw_garment("Bag"), "JPEG")
+    fits = len(data) // BYTES_A_PIXEL + 1
+    assert fits < 28 * 28
+    for limit, message in ((0, "bytes, the limit is 0"), (fits - 1, "bytes"), (fits, "pixels, the limit")):
+        with pytest.raises(ImageError, match=message) as error:
+            preprocess(data, GRAY, max_pixels=limit)
+        assert error.value.reason == "too_large"
+
+
+def run_length_bmp(codes: bytes) -> bytes:
+    """10x10 pixels of 8 bits."""
+    header = struct.pack("<IiiHHIIiiII", 40, 10, 10, 1, 8, 1, len(codes), 0, 0, 256, 256)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(codes), 0, 0, 1078) + header + bytes(1024) + codes
+
+
+def test_a_bmp_of_many_runs_is_read_and_one_of_countless_is_refused():
+    empty, rows = b"\0\0", b"\x0a\1\0\0" * 10 + b"\0\1"
+    assert preprocess(run_length_bmp(empty * MAX_READS + rows), GRAY).max() == 0
+    with pytest.raises(ImageError, match="too many pieces") as error:
+        preprocess(run_length_bmp(empty * MAX_PIXEL_READS + rows), GRAY)
+    assert error.value.reason == "too_large"
+
+
+def exif(count: int, directory: bool = False) -> bytes:
+    """``count`` rationals as the orientation, or in a directory of their own."""
+    own = struct.pack("<HHHIII", 1, EXIF_ORIENTATION, 5, count, 44, 0)
+    first = struct.pack("<HHHIII", 1, EXIF_DIRECTORY, 4, 1, 26, 0) if directory else own
+    return b"II*\0" + struct.pack("<I", 8) + first + own + struct.pack("<II", 3, 7) * count
+
+
+def with_exif(content: bytes) -> bytes:
+    """A JPEG with EXIF in as many segments as it takes."""
+    data = encode(draw_garment("Bag"), "JPEG")
+    parts = [b"Exif\0\0" + content[at : at + 65_000] for at in range(0, len(content), 65_000)]
+    return data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(part)) + part for part in parts) + data[2:]
+
+
+def with_chunks(*chunks: bytes) -> bytes:
+    data = encode(draw_garment("Bag"))
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (with_chunks(png_chunk(b"eXIf", exif(MAX_EXIF // 8))), f"bytes of EXIF, the limit is {MAX_EXIF}"),
+        (with_chunks(png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n1\n" + bytes(MAX_EXIF))), "bytes of EXIF"),
+        (with_exif(exif(65_000 * MAX_PARTS // 8)), f"{MAX_PARTS + 1} EXIF segments, the limit is {MAX_PARTS}"),
+        (
+            with_chunks(*[png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6), 0)[:9000])] * (MAX_PARTS + 1)),
+            f"{MAX_PARTS + 1} colour profiles",
+        ),
+    ],
+    ids=["png", "png text", "jpeg", "colour profiles"],
+)
+def test_metadata_that_take_long_are_refused(data, message):
+    with pytest.raises(ImageError, match=message) as error:
+        preprocess(data, GRAY)
+    assert error.value.reason == "too_large"
+
+
+def test_metadata_of_a_camera_are_left_alone():
+    """Pillow would unpack them with the pixels of a TIFF."""
+    count = 200_000
+    data = write_tiff((8, 8), bytes(8 * count), {EXIF_DIRECTORY: (4, 1, 10**6)})
+    data = data[: 10**6].ljust(10**6, b"\0") + struct.pack("<HHHIII", 1, 33434, 5, count, 8, 0) + data[10**6 :]
+    tracemalloc.start()
+    preprocess(data, GRAY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8_000_000
 
 
 # Damage

@@ -97,6 +97,11 @@ def test_multipart_under_any_name(server, expected, field):
     assert_answer(server.predict(files={field: (None, JSON_FORMS["plain"])}), expected)  # a text field
 
 
+def test_a_text_field_beside_a_file_is_no_image(server, expected):
+    files = [("id", (None, "7")), ("data", ("image.png", PNG)), ("other", (None, JSON_FORMS["plain"]))]
+    assert_answer(server.predict(files=files), expected)
+
+
 def test_several_images_answer_a_list(server, expected):
     other = server.predict(encode(OTHER)).json()
     texts = [as_base64(PNG), as_base64(encode(OTHER)), as_base64(PNG)]
@@ -182,7 +187,7 @@ def test_a_form_of_many_fields_disturbs_nobody(server, expected, kind):
     """CVE-2024-29025: 8 MB of ``a&`` ended the Java, when it took forms apart itself."""
     field = b'--a\r\nContent-Disposition: form-data; name="a"\r\n\r\n{\r\n'
     for body in (b"a&" * (8 << 20), field * (16 << 14)):
-        assert_error(server.predict(body, headers={"Content-Type": kind}), {"not_an_image", "bad_json"}, "")
+        assert_error(server.predict(body, headers={"Content-Type": kind}), {"not_an_image", "broken_form"}, "")
         assert_answer(server.predict(PNG), expected)
 
 

@@ -2,19 +2,23 @@
 
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import orjson
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
 from src.preprocessing import MAX_PIXELS, ImageError
 
 MAX_IMAGES = 64  # in one request
 MAX_FIELDS = 1000  # of a form; more would keep a worker busy for seconds
-DATA_URI = re.compile(rb"data:[\w.+/-]*(;[\w.+=/-]*)*,")
+DATA_URI = re.compile(rb'[ \t\r\n]*data:(?:"[^"]*+"|[^",]++)*+,', re.IGNORECASE)  # a quoted name may hold a comma
+BASE64_URI = b";base64,"
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 WHITESPACE = b" \t\r\n"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+JSON_START = re.compile(rb"(\xef\xbb\xbf)?[ \t\r\n]*+[{\[]")
 FORM = "multipart/form-data"
+BOUNDARY = re.compile(r';\s*boundary\s*=\s*(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)  # also unquoted, as many send it
 # TorchServe ends a worker after responseTimeout, 30 seconds, and with it every request of the batch.
 LIMITS = ((10.0, MAX_PIXELS), (15.0, 1_000_000))  # seconds of a batch, and the pixels that an image may have until then
 BUSY = "large images have kept this worker busy for seconds; send fewer or smaller ones, or try again"
@@ -36,26 +40,40 @@ def parse_request(fields: Mapping[str, bytes], content_type: str, limit: int = M
     return images, len(parsed) > 1 or parsed[0][1]
 
 
-def form_fields(body: bytes, content_type: str) -> Iterator[bytes]:
-    """The fields of a multipart form in the order sent, or else the whole body. Raises ImageError."""
-    kind, options = parse_options_header(content_type)
-    boundary = options.get("boundary", "").encode()
-    if kind != FORM or not boundary or b"--" + boundary not in body:
-        yield body
-        return
+def form_fields(body: bytes, content_type: str) -> list[bytes]:
+    """The fields of a multipart form in the order sent, or else the whole body. Raises ImageError.
+
+    Beside a file, fields without a file name are left out: they say something else of it. So is a browser's file
+    field where no file was chosen.
+    """
+    boundary = find_boundary(content_type)
+    if not boundary or b"--" + boundary not in body:
+        return [body]
+    files, texts = [], []
     try:
         with PushMultipartParser(boundary, max_segment_count=MAX_FIELDS) as parser:
             for event in parser.parse(body):
                 if isinstance(event, MultipartSegment):
-                    field = []
+                    name, parts = event.filename, []
                 elif event:
-                    field.append(event)
-                else:
-                    yield b"".join(field)
+                    parts.append(event)
+                elif name is None:
+                    texts.append(b"".join(parts))
+                elif name or parts:
+                    files.append(b"".join(parts))
     except MultipartError as error:
         raise ImageError(
             "broken_form", f"the form cannot be taken apart: {error}; send an image with -F data=@FILE or -T FILE"
         ) from error
+    return files or texts
+
+
+def find_boundary(content_type: str) -> bytes:
+    """What stands between the fields of a form; empty for any other content type."""
+    if content_type.partition(";")[0].strip().lower() != FORM:
+        return b""
+    found = BOUNDARY.search(content_type)
+    return (found[1] or found[2]).encode() if found else b""
 
 
 def pixel_limit(seconds: float) -> int:
@@ -87,8 +105,7 @@ def parse_body(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]
     A body that begins with ``{`` or ``[`` is JSON (no image format does): ``{"image": BASE64}`` or
     ``{"images": [BASE64, ...]}``. Anything else is taken as the bytes of one image. Raises ImageError.
     """
-    start = body[:64].lstrip(WHITESPACE)[:1]
-    if start in (b"{", b"["):
+    if JSON_START.match(body):
         return parse_json(body, limit)
     return [bytes(body)], False
 
@@ -96,7 +113,7 @@ def parse_body(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]
 def parse_json(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
     """The JSON forms of ``parse_body``."""
     try:
-        content = orjson.loads(body)
+        content = orjson.loads(body.removeprefix(BYTE_ORDER_MARK))
     except orjson.JSONDecodeError as error:
         raise ImageError("bad_json", f"the body is not valid JSON: {error}") from error
     if not isinstance(content, dict) or not content.keys() & {"image", "images"}:
@@ -125,9 +142,9 @@ def decode_base64(text: object, name: str) -> bytes:
         data = text.encode("ascii")
     except UnicodeEncodeError as error:
         raise ImageError("bad_base64", f'"{name}" is not base64: it holds {text[error.start]!r}') from error
-    prefix = DATA_URI.match(data[:256])
+    prefix = DATA_URI.match(data)
     if prefix:
-        if not prefix.group().endswith(b";base64,"):
+        if not prefix.group().translate(None, WHITESPACE).lower().endswith(BASE64_URI):
             raise ImageError("bad_base64", f'"{name}" is a data URI without ";base64"; encode the image as base64')
         data = data[prefix.end() :]
     data = data.translate(URL_SAFE, WHITESPACE).rstrip(b"=")

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (
     "__init__.py",
     "preprocessing.py",
+    "image_limits.py",
     "plain_png.py",
     "styles.py",
     "models",
