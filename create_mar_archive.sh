@@ -9,10 +9,11 @@ Usage: ./create_mar_archive.sh [--experiment NAME] [--version 1.0] [--runtime on
                                [--output torchserve/model-store]
 
 Packs torchserve/model.pt and torchserve/model_config.json (python export_model_for_torchserve.py makes them) into
-OUTPUT/<model name>.mar and writes its SHA-256 beside it. With --experiment it exports models/NAME/best_model itself and
-leaves what lies in torchserve/ alone; ./run_torchserve.sh --models NAME serves it beside the flagship. The same inputs
-give the same bytes. The runtime is the one of torchserve/model-config.yaml when none is given; the archive holds the
-state_dict in every case. PYTHON names the interpreter; it needs torchserve/requirements.txt.
+OUTPUT/<model name>.mar and writes its SHA-256 beside it. What is not the model that models/best_model holds now is
+refused. With --experiment it exports models/NAME/best_model itself and leaves what lies in torchserve/ alone;
+./run_torchserve.sh --models NAME serves it beside the flagship. The same inputs give the same bytes. The runtime is the
+one of torchserve/model-config.yaml when none is given; the archive holds the state_dict in every case. PYTHON names the
+interpreter; it needs torchserve/requirements.txt.
 TEXT
 }
 
@@ -37,12 +38,13 @@ for candidate in "${PYTHON:-}" "${candidates[@]}"; do
 done
 [[ -n ${python:-} ]] || fail "no Python with torch-model-archiver and onnxruntime; run ./run_torchserve.sh, which makes one, or set PYTHON"
 
+folder_of() { if [[ $1 == fashion_mnist ]]; then echo models/best_model; else echo "models/$1/best_model"; fi; }
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 source=torchserve
 if [[ -n $experiment ]]; then
-    model_path=models/$experiment/best_model source=$work/exported
-    if [[ $experiment == fashion_mnist ]]; then model_path=models/best_model; fi
+    model_path=$(folder_of "$experiment") source=$work/exported
     [[ -f $model_path/config.json ]] || fail "$model_path is missing; train it with: python src/training/train.py --config configs/config.yaml experiment=$experiment"
     "$python" export_model_for_torchserve.py --model-path "$model_path" --output-path "$source/model.pt"
 fi
@@ -60,13 +62,14 @@ except ModelError as error:
 
 # The archiver unpacks the contents of a folder given as an extra file, and deletes $TMPDIR/<model name>.
 mkdir -p "$work/tmp" "$work/out" "$work/extra/src" "$output"
-cp src/__init__.py src/preprocessing.py src/plain_png.py src/styles.py "$work/extra/src/"
+cp src/__init__.py src/preprocessing.py src/image_limits.py src/plain_png.py src/styles.py "$work/extra/src/"
 cp -r src/models src/inference "$work/extra/src/"
 mkdir "$work/extra/src/serving"  # what the container's entry point and health check need
 cp src/serving/{__init__,client,draining,management,scaling,tls,tokens}.py "$work/extra/src/serving/"
 find "$work/extra" -name __pycache__ -prune -exec rm -rf {} +
 cp "$source/model_config.json" torchserve/sitecustomize.py "$work/extra/"
-env -u PYTHONPATH "$python" -m src.export.staging "$work" --source "$source" "${runtime[@]}"
+env -u PYTHONPATH "$python" -m src.export.staging "$work" --source "$source" --trained "$(folder_of "$name")" \
+    "${runtime[@]}"
 if [[ -z $experiment && -f dvc.lock ]]; then
     # What the model was made from; the stages after it would put this archive's own hash into itself.
     "$python" - "$work/extra/dvc.lock" <<'PY'

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import yaml
 from src.export.archive import checksum_path, verify
 from src.inference import Predictor
 from src.inference.runtimes import FILES
+from src.models import load_model, save_model
 from tests.conftest import RUNTIME, copy_checkout, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +73,8 @@ def test_the_checksum_is_what_sha256sum_reads(archive):
 
 
 def test_it_holds_the_shipped_rooms_and_nothing_else(archive):
-    shipped = [ROOT / "src" / name for name in ("__init__.py", "preprocessing.py", "plain_png.py", "styles.py")]
+    names = ("__init__.py", "preprocessing.py", "image_limits.py", "plain_png.py", "styles.py")
+    shipped = [ROOT / "src" / name for name in names]
     shipped += [path for room in ("models", "inference") for path in (ROOT / "src" / room).rglob("*.py")]
     serving = ("__init__", "client", "draining", "management", "scaling", "tls", "tokens")
     shipped += [ROOT / "src" / "serving" / f"{name}.py" for name in serving]
@@ -134,6 +137,7 @@ def test_an_onnx_file_that_is_missing_or_of_other_weights_is_refused(workshop, t
     state = torch.load(model, weights_only=True)
     state["mean"] += 0.01
     torch.save(state, model)
+    shutil.rmtree(root / "models" / "best_model")  # what is trained there would be asked for first
     stale = create(root, "--runtime", "onnx")
     (root / "torchserve" / "model.int8.onnx").unlink()
     missing = create(root, "--runtime", "onnx-int8")
@@ -142,6 +146,28 @@ def test_an_onnx_file_that_is_missing_or_of_other_weights_is_refused(workshop, t
     assert "model.onnx is stale: made of weights" in stale.stderr
     assert "model.int8.onnx does not exist, which the runtime onnx-int8 reads; make it with:" in missing.stderr
     assert "unknown runtime 'onyx'; valid: torch, onnx, onnx-int8" in unknown.stderr
+
+
+@pytest.mark.parametrize("changed", ["weights", "config"])
+def test_an_export_of_another_model_than_the_trained_one_is_refused(changed, workshop, tmp_path):
+    """As after a training, or a calibration, that nobody exported."""
+    root = tmp_path / "root"
+    shutil.copytree(workshop, root, symlinks=True)
+    model, card = load_model(root / "models" / "best_model")
+    if changed == "weights":
+        model.mean += 0.01
+    else:
+        card = replace(card, temperature=card.temperature + 0.1)
+    save_model(root / "models" / "best_model", model, card)
+    built = create(root, "--runtime", "torch", "--output", str(tmp_path / "out"))
+    assert built.returncode == 1
+    assert built.stderr == (
+        "error: torchserve/model.pt is not the model that models/best_model holds now; "
+        "export that: python export_model_for_torchserve.py --model-path models/best_model\n"
+    )
+    assert os.listdir(tmp_path / "out") == []
+    shutil.rmtree(root / "models" / "best_model")  # as on a machine that only packs
+    assert create(root, "--runtime", "torch", "--output", str(tmp_path / "out")).returncode == 0
 
 
 @pytest.mark.parametrize("missing", ["model.pt", "model_config.json"])

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import requests
 
-from src.serving.draining import write_empty_archive
+from src.serving.draining import VERSION, write_empty_archive
 from src.serving.management import Service, wait_ready
 from src.serving.ports import free_ports
 from tests.conftest import ROOT, TIMEOUT
@@ -28,7 +28,9 @@ from tests.waiting import wait_until
 
 PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
 FILES = ("entrypoint.py", "healthcheck.py", "log4j2.xml", "metrics.yaml")  # and config.properties, the archive
-SLOW = encode(PICTURE.resize((4000, 4000)), "JPEG")  # takes a worker some 100 ms
+LARGE = PICTURE.resize((4000, 4000))
+QUICK = encode(LARGE, "JPEG")  # takes a worker some 13 ms: it is decoded at a reduced size
+SLOW = encode(LARGE, compress_level=1)  # some 100 ms
 OPEN = "--disable-token-auth"  # the last word of the image's CMD
 
 
@@ -110,16 +112,22 @@ def test_sigterm_answers_what_was_taken_and_ends(container):
         form = {"Content-Type": "multipart/form-data; boundary=a"}
         broken = requests.post(url, b"--a\r\n\r\n\r\n--a--\r\n", headers=form, timeout=TIMEOUT)
         assert (broken.status_code, broken.json()["type"]) == (400, "broken_form")  # Java finds our class
-        with ThreadPoolExecutor(20) as clients, Traffic(url, clients=4) as traffic:
-            slow = [clients.submit(requests.post, url, data=SLOW, timeout=2 * TIMEOUT) for _ in range(20)]
-            asked = partial(service.total, "ts_inference_requests_total", model_version="default")
-            wait_until(lambda: asked() >= 20 + traffic.seen.total())
+        asked = partial(service.total, "ts_inference_requests_total", model_version="default")
+        traffic, before = Traffic(url, clients=4), asked()
+        worker = psutil.Process(service.describe()["workers"][0]["pid"])
+        with ThreadPoolExecutor(20) as clients:
+            worker.suspend()
+            taken = [clients.submit(requests.post, url, data=QUICK, timeout=2 * TIMEOUT) for _ in range(20)]
+            wait_until(lambda: asked() >= before + 20)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(TIMEOUT) == 0
-            answers = [request.result() for request in slow]
+            wait_until(lambda: service.describe()["modelVersion"] == VERSION)
+            with traffic:
+                traffic.wait_for(lambda seen: seen[503] > 0)
+                worker.resume()
+                assert process.wait(TIMEOUT) == 0
+            answers = [request.result() for request in taken]
     assert [answer.status_code for answer in answers] == [200] * 20
     assert "every request that was taken is answered" in container.log()
-    assert traffic.seen[503] > 0
     assert traffic.seen.keys() <= {"1.0", 503, "ConnectionError"}, traffic.seen
 
 

@@ -1,16 +1,19 @@
 """deploy/nginx/nginx.conf: a real nginx in front of a real TorchServe."""
 
 import gzip
+import http.client
 import os
 import signal
 import socket
 import ssl
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import BinaryIO
 
 import pytest
 import requests
@@ -19,7 +22,7 @@ from src.serving.draining import register_without_workers
 from src.serving.management import Service, wait_ready
 from src.serving.settings import read_properties
 from src.serving.tls import pin
-from tests.conftest import ROOT, TIMEOUT
+from tests.conftest import ROOT, TIMEOUT, Server
 from tests.nginx_run import CONFIG, Front, nginx
 from tests.sent_inputs import PNG, as_base64, as_json
 from tests.waiting import wait_until
@@ -31,12 +34,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(scope="module")
 def front(server, tmp_path_factory) -> Iterator[Front]:
-    """nginx with shorter patience."""
-    quick = {
-        "client_header_timeout 10s": "client_header_timeout 1s",
-        "client_body_timeout 10s": "client_body_timeout 1s",
-    }
-    with nginx(tmp_path_factory.mktemp("nginx"), server, quick) as started:
+    with nginx(tmp_path_factory.mktemp("nginx"), server, {}) as started:
         yield started
 
 
@@ -209,9 +207,11 @@ def test_one_client_does_not_take_all(server, tmp_path):
     few = {"rate=200r/s": "rate=1r/m", "burst=400": "burst=3", "limit_conn connections 100": "limit_conn connections 2"}
     with nginx(tmp_path, server, few) as strict:
         answers = [strict.predict(PNG) for _ in range(8)]
+        ping = strict.request("GET", "/ping")
     assert Counter(answer.status_code for answer in answers) == {200: 4, 429: 4}
-    assert is_error(answers[-1], 429, "too_many_requests")
-    assert answers[-1].headers["Retry-After"] == "1"
+    for answer in (answers[-1], ping):
+        assert is_error(answer, 429, "too_many_requests")
+        assert answer.headers["Retry-After"] == "1"
 
 
 def test_one_client_has_few_requests_at_a_time(server, tmp_path):
@@ -223,18 +223,55 @@ def test_one_client_has_few_requests_at_a_time(server, tmp_path):
             stack.enter_context(strict.connect()).sendall(begun)
         wait_until(lambda: strict.predict(PNG).status_code == 429)
         assert is_error(strict.predict(PNG), 429, "too_many_requests")
+        assert is_error(strict.request("GET", "/ping"), 429, "too_many_requests")
 
 
-def test_slow_clients_are_ended_and_hold_no_place(front):
+def test_slow_clients_are_ended_and_hold_no_place(server, tmp_path):
     """More than nginx sends on at once; they stop within the headers or within the body."""
     head = f"{HEAD}Content-Length: 200000\r\n\r\n".encode()
-    with ExitStack() as stack:
-        slow = [stack.enter_context(front.connect()) for _ in range(30)]
+    quick = {f"client_{part}_timeout 10s": f"client_{part}_timeout 1s" for part in ("header", "body")}
+    with nginx(tmp_path, server, quick) as impatient, ExitStack() as stack:
+        slow = [stack.enter_context(impatient.connect()) for _ in range(30)]
         for number, connection in enumerate(slow):
             connection.sendall(head[:40] if number % 2 else head + PNG)
-        assert front.predict(PNG + bytes(200_000)).status_code == 200
+        assert impatient.predict(PNG + bytes(200_000)).status_code == 200
         for connection in slow:
             assert connection.recv(100)[:12] in (b"HTTP/1.1 408", b"")
+
+
+def test_a_request_is_sent_once(tmp_path):
+    """Also where a connection that was kept open ends under it: nginx would try a new one."""
+    seen = []
+
+    def serve(listener: socket.socket) -> None:
+        """Answer the first request, and close the connection at every later one."""
+        with suppress(OSError):  # the listener is closed
+            while True:
+                connection, _ = listener.accept()
+                with connection, connection.makefile("rb") as stream:
+                    while read_request(stream, seen) and len(seen) == 1:
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        upstream = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", "", "", ROOT)
+        threading.Thread(target=serve, args=[listener], daemon=True).start()
+        with nginx(tmp_path, upstream, {"worker_processes auto": "worker_processes 1"}) as front:
+            assert front.request("GET", "/ping").status_code == 200
+            answers = [front.request("GET", "/ping"), front.predict(PNG)]
+        listener.shutdown(socket.SHUT_RDWR)
+    for answer in answers:
+        assert is_error(answer, 503, "unavailable")
+    assert seen == ["GET", "GET", "POST"]
+
+
+def read_request(stream: BinaryIO, seen: list[str]) -> bool:
+    """Whether one came; its method is then the last in ``seen``."""
+    if not (line := stream.readline()):
+        return False
+    headers = http.client.parse_headers(stream)
+    stream.read(int(headers.get("Content-Length", 0)))
+    seen.append(line.split()[0].decode())
+    return True
 
 
 def test_a_server_that_is_away_is_a_503(server, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from src.serving.client import call
+from src.serving.operate import build_parser
 from tests.conftest import ROOT, TIMEOUT, run_script
 
 COMMANDS = (["ready", "--timeout", "60"], ["status"], ["scale", "--workers", "2"], ["drain"])
@@ -33,6 +34,14 @@ def test_control_c_ends_a_command_without_a_word(arguments, tmp_path):
                 process.send_signal(signal.SIGINT)
                 said = process.communicate(timeout=TIMEOUT)
         assert (process.returncode, *said) == (130, "", "")
+
+
+@pytest.mark.parametrize("words", [["deploy", "x.mar", "--watch"], ["ready", "--timeout"], ["drain", "--timeout"]])
+@pytest.mark.parametrize("value", ["-5", "nan", "inf"])
+def test_a_time_that_cannot_be_is_refused(words, value, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*words, value])
+    assert f"argument {words[-1]}: {value} is no time to wait; give a number of seconds" in capsys.readouterr().err
 
 
 def test_a_drain_that_cannot_write_leaves_nothing_for_the_next_one(tmp_path):

@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,13 +18,14 @@ import torch
 import yaml
 
 from src.export.archive import ArchiveError, verify
-from src.serving.golden import Item, answer_golden, compare, load_golden
+from src.serving.golden import RAW, Item, answer_golden, compare, load_golden
 from src.serving.management import Service, count_ready
 from src.serving.retiring import retire
 from src.serving.rollout import NotBack, deploy, roll_back
 from src.serving.store import Store
 from tests.conftest import ROOT, TIMEOUT, run_script
 from tests.script_run import pid_of
+from tests.sent_inputs import PNG
 from tests.test_rollout import SERVING_PYTHON, changed, versions
 from tests.waiting import wait_until
 
@@ -86,12 +89,24 @@ def test_a_deploy_that_is_ended_goes_back(number, server, second):
 
 
 def test_a_deploy_that_is_ended_once_the_new_version_serves_is_done(server, service, store, second):
-    line = command(server, "deploy", second, "--watch", 0.5)
-    with subprocess.Popen(line, cwd=server.root, stdout=subprocess.PIPE, text=True) as process:
-        wait_until(store.record.exists)
-        time.sleep(0.3)  # the old version is watched for a second before it goes
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=TIMEOUT)[0]
+    """Somebody still asks for the old one by its number, so it is not let go before."""
+    line, ended = command(server, "deploy", second, "--watch", 0.5), threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(0.2):
+            service.predict(PNG, "1.0", RAW)
+
+    with ThreadPoolExecutor(1) as client:
+        asking = client.submit(ask)
+        try:
+            with subprocess.Popen(line, cwd=server.root, stdout=subprocess.PIPE, text=True) as process:
+                wait_until(store.record.exists, 2 * TIMEOUT)
+                time.sleep(1)  # until it waits for that
+                process.send_signal(signal.SIGTERM)
+                said = process.communicate(timeout=TIMEOUT)[0]
+        finally:
+            ended.set()
+        asking.result()
     assert process.returncode == 0
     assert "version 1.0 stays registered (error: ended by SIGTERM); later: curl -X DELETE" in said
     assert versions(service) == {"1.0": False, "2.0": True}

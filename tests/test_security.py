@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from src.serving.certificate import make_certificate
+from src.serving.management import Service
+from src.serving.retiring import with_valid_keys
 from src.serving.settings import SettingsError, check, for_run, read_properties
 from src.serving.settings import main as write_settings
 from src.serving.tls import CertificateError, check_pair, name_for_clients, pin
@@ -187,11 +189,26 @@ def test_a_certificate_without_names_is_refused(tmp_path, capsys):
 
 
 def test_clients_trust_one_certificate_only(tmp_path):
+    """The first in the file: what else stands there, as the rest of a chain does, is trusted for nothing."""
     (tmp_path / "other").mkdir()
-    certificate, _ = write_pair(tmp_path)
-    trusted = pin(certificate)
-    assert trusted.verify_mode == ssl.CERT_REQUIRED
-    assert len(trusted.get_ca_certs(binary_form=True)) <= 1
+    first, second = write_pair(tmp_path), write_pair(tmp_path / "other")
+    both = tmp_path / "both.pem"
+    both.write_text(first[0].read_text() + second[0].read_text())
+    shake_hands(pin(both), *first)
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        shake_hands(pin(both), *second)
+
+
+def shake_hands(client: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """With a server that has the pair, in memory."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = client.wrap_bio(incoming, outgoing), server.wrap_bio(outgoing, incoming, server_side=True)
+    for side in sides * 4:
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert sides[0].getpeercert()
 
 
 def keys_in(folder, mode: int = 0o600) -> dict:
@@ -211,6 +228,23 @@ def test_a_token_is_read_from_a_file_that_only_its_owner_reads(tmp_path):
     keys_in(tmp_path, 0o644)
     with pytest.raises(TokenError, match="mode 644, so others may know the keys; start the server again"):
         read_token("inference", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("https://127.0.0.1:8081", "man"),
+        ("https://localhost:8081", "man"),
+        ("https://shop.test:8081/", "man"),
+        ("https://127.0.0.1:8091", "given"),
+        ("http://127.0.0.1:8081", "given"),
+    ],
+)
+def test_a_rollout_takes_the_servers_keys_by_whatever_name_it_is_called(address, key, tmp_path):
+    keys_in(tmp_path)
+    (tmp_path / "management_url").write_text("https://127.0.0.1:8081\n")
+    service = Service(management=address, management_token="given")
+    assert with_valid_keys(service, tmp_path).management_token == key
 
 
 @pytest.mark.parametrize("fault", ["half a key file", "no certificate"])

@@ -1,7 +1,7 @@
-"""What an archive holds for its runtime: ``python -m src.export.staging --runtime NAME FOLDER``.
+"""What an archive holds for its runtime: ``python -m src.export.staging --trained MODEL --runtime NAME FOLDER``.
 
-Called by ./create_mar_archive.sh. Writes FOLDER/model-config.yaml, which names the runtime, and copies the ONNX file
-that the runtime reads to FOLDER/extra.
+Called by ./create_mar_archive.sh. Refuses an export of another model than the folder MODEL holds, if it holds one.
+Writes FOLDER/model-config.yaml, which names the runtime, and copies the ONNX file that it reads to FOLDER/extra.
 """
 
 import argparse
@@ -12,14 +12,31 @@ from pathlib import Path
 
 import yaml
 
-from src.export.archive import MODEL_SETTINGS, check_settings
+from src.export.archive import MODEL_SETTINGS, check_settings, sha256
 from src.inference.archive import CONFIG_NAME, STATE_NAME, load_state
 from src.inference.runtimes import FILES, runtime_file
-from src.models.config import ModelConfig, ModelError
+from src.models.config import CONFIG_NAME as TRAINED_CONFIG
+from src.models.config import WEIGHTS_NAME, ModelConfig, ModelError
 from src.models.registry import NEED_TIMM
 from src.models.storage import weights_sha256
 
 SERVER = Path("torchserve")  # the settings; and where export_model_for_torchserve.py writes when not told
+
+
+def check_export(source: Path, trained: Path) -> None:
+    """What was exported to ``source`` is what ``trained`` holds, weights and config, if it holds a model.
+
+    Raises ModelError.
+    """
+    weights = trained / WEIGHTS_NAME
+    if not weights.is_file():
+        return
+    same_weights = sha256(weights) == weights_sha256(load_state(source / STATE_NAME))
+    if not same_weights or ModelConfig.load(trained / TRAINED_CONFIG) != ModelConfig.load(source / CONFIG_NAME):
+        raise ModelError(
+            f"{source / STATE_NAME} is not the model that {trained} holds now; "
+            f"export that: python export_model_for_torchserve.py --model-path {trained}"
+        )
 
 
 def remedy(source: Path) -> str:
@@ -66,9 +83,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--source", type=Path, default=SERVER, help="where the model was exported to: %(default)s")
+    parser.add_argument("--trained", type=Path, required=True, help="the model's folder in models")
     parser.add_argument("--runtime")
     arguments = parser.parse_args(argv)
     try:
+        check_export(arguments.source, arguments.trained)
         print(f"runtime {stage(arguments.folder, arguments.runtime, arguments.source)}")
     except (ValueError, OSError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ Runs on the serving environment; only ``deploy`` and ``rollback`` need more of i
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -22,12 +23,20 @@ from src.serving.tokens import add_token
 STORE = Path("torchserve/model-store")
 
 
+def seconds(text: str) -> float:
+    """The value of an option that says how long to wait."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time to wait; give a number of seconds, 0 or more")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     ready = commands.add_parser("ready", help="exit 0 when at least minWorkers workers are READY")
-    ready.add_argument("--timeout", type=float, default=0, help="seconds to wait; 0 asks once")
+    ready.add_argument("--timeout", type=seconds, default=0, help="seconds to wait; 0 asks once")
     ready.add_argument("--process", type=int, help="give up when this PID has ended")
     shown = commands.add_parser("status", help="versions, workers, queue; exit 1 when the default cannot answer")
     shown.add_argument("--json", action="store_true", help="print JSON")
@@ -36,10 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     deploying = commands.add_parser("deploy", help="roll a new version out; go back by itself when it is worse")
     deploying.add_argument("archive", type=Path, help="NEW.mar, its NEW.mar.sha256 beside it")
     deploying.add_argument("--golden", type=Path, default=DEFAULT_GOLDEN, help="images and labels.csv: %(default)s")
-    deploying.add_argument("--watch", type=float, default=10, help="seconds to watch the error rate: %(default)s")
+    deploying.add_argument("--watch", type=seconds, default=10, help="seconds to watch the error rate: %(default)s")
     back = commands.add_parser("rollback", help="serve the version before the last deployed one again")
     draining = commands.add_parser("drain", help="refuse new requests, answer those taken; before a server stops")
-    draining.add_argument("--timeout", type=float, default=60, help="seconds to wait: %(default)s")
+    draining.add_argument("--timeout", type=seconds, default=60, help="seconds to wait: %(default)s")
     draining.add_argument("--lock-held", action="store_true", help="the caller has the lock, as ./run_torchserve.sh")
     sending = commands.add_parser("send", help="send a JSON request, once more if it fails, and print the answer")
     sending.add_argument("file", type=Path)

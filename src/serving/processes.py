@@ -7,14 +7,19 @@ import psutil
 from src.serving.client import LOOPBACK
 
 
-def listening_process(url: str) -> psutil.Process | None:
-    """The process that listens at ``url``; None when the host is another one or the process is not to be seen."""
+def server_process(url: str, workers: set[int]) -> psutil.Process | None:
+    """The process that listens at ``url`` and from which ``workers`` (PIDs, as management tells them) descend.
+
+    None when it is not to be seen: on another host, another user's, in a container, behind a proxy.
+    """
     address = urlsplit(url)
     if address.hostname not in LOOPBACK:
         return None
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == address.port and connection.pid:
-            return psutil.Process(connection.pid)
+            process = psutil.Process(connection.pid)
+            if workers <= {one.pid for one in family(process)}:
+                return process
     return None
 
 

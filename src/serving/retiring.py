@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from src.serving.management import Service
 from src.serving.scaling import do_when_idle, unregister
@@ -17,10 +17,16 @@ RETIRE = 30  # seconds to wait until nobody asks for the old version by its numb
 
 def with_valid_keys(service: Service, run: Path) -> Service:
     """``service`` with new keys for those that have expired, where it is the --secure server of ``run``: an hour may
-    pass while a version is watched. Raises TokenError or OSError."""
+    pass while a version is watched. Raises TokenError, ValueError or OSError.
+
+    The port tells: this machine has several names, and whoever has another certificate gets no request.
+    """
     kinds = [kind for kind in ("management", "inference") if getattr(service, f"{kind}_token")]
     address = run / "management_url"
-    if not kinds or not address.is_file() or address.read_text().strip() != service.management:
+    if not kinds or not address.is_file():
+        return service
+    started, asked = urlsplit(address.read_text().strip()), urlsplit(service.management)
+    if (asked.scheme, asked.port) != ("https", started.port):
         return service
     return replace(service, **{f"{kind}_token": read_token(kind, run) for kind in kinds})
 
