@@ -83,7 +83,7 @@ def test_grid_tries_everything_and_ranks_by_validation(project, capsys):
     assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
     assert {run.info.run_id for run in nested} == {row["run_id"] for row in rows}
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["best_val_accuracy"] == pytest.approx(scores[0])
+    assert parent.data.metrics == {"sweep_val_accuracy": pytest.approx(scores[0])}
     assert not any(name.startswith("test_") for run in nested for name in run.data.metrics)
     best = next(run for run in nested if run.info.run_id == rows[0]["run_id"])
     assert best.data.params["training.optimizer"] == rows[0]["training.optimizer"]

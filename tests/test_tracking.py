@@ -138,7 +138,8 @@ def test_server_named_by_the_environment(server, store, tmp_path, monkeypatch):
         config = load_config(ROOT / "configs" / "config.yaml", ["training.epochs=7"])
         run = open_run(config)
         run.log_metrics({"val_accuracy": accuracy, "epoch": 3}, step=100)
-        log_results(run, config, "weights", {"test_accuracy": accuracy}, [plot, tmp_path / "absent.txt"])
+        measured = {"best_val_accuracy": accuracy, "test_accuracy": accuracy}
+        log_results(run, config, "weights", measured, [plot, tmp_path / "absent.txt"])
         run.finalize("success")
     best = best_run()
     assert best["metrics.test_accuracy"] == 0.9
@@ -150,9 +151,10 @@ def test_server_named_by_the_environment(server, store, tmp_path, monkeypatch):
     assert mlflow.search_runs(search_all_experiments=True).empty, "nothing went to the local store"
 
 
-def test_run_without_test_accuracy_is_never_best():
+def test_a_run_that_left_no_model_is_never_best():
     config = load_config(ROOT / "configs" / "config.yaml")
-    for metrics in ({"best_val_accuracy": 0.99}, {"test_accuracy": 0.1}, {"best_val_accuracy": 0.98}):
+    left_one = {"best_val_accuracy": 0.1, "test_accuracy": 0.1}
+    for metrics in ({"val_accuracy": 0.99}, left_one, {"sweep_val_accuracy": 0.98}):
         open_run(config).log_metrics(metrics)
     assert best_run()["metrics.test_accuracy"] == 0.1
 

@@ -54,7 +54,8 @@ def sweep(path: str, overrides: list[str]) -> list[dict]:
         target = Path(config.paths.metrics) / "sweep.csv"
         write_csv(rows, target)
         with store_errors(config.tracking.uri):
-            parent.log_metrics({f"best_{config.training.monitor}": study.best_value})
+            # Not best_...: that is of a run that left a model, and how people find the best one.
+            parent.log_metrics({f"sweep_{config.training.monitor}": study.best_value})
             parent.experiment.log_artifact(parent.run_id, str(target))
         status = "success"
     finally:
