@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,15 @@ class Run:
         if body is None:
             body = (self.root / "torchserve" / "sample_input.json").read_bytes()
         return self.request("POST", self.ports[0], "/predictions/fashion_mnist", key, data=body, **options)
+
+
+def listening(root: Path) -> list:
+    """The addresses, each with ``ip`` and ``port``, on which ``root``'s server and its workers accept connections."""
+    server, found = psutil.Process(pid_of(root)), []
+    for process in (server, *server.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # TorchServe asks ps for the memory of its workers
+            found += [c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    return found
 
 
 def pid_of(root: Path) -> int:

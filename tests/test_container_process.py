@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,8 @@ class Container:
             for each in (
                 [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
             ):
-                each.kill()
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             process.wait(TIMEOUT)
 
     def health(self, **environment: str) -> subprocess.CompletedProcess:

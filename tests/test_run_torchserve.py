@@ -13,7 +13,7 @@ import pytest
 
 from src.serving.ports import free_ports
 from tests.conftest import copy_checkout, run_script
-from tests.script_run import Run, bare_environment, pid_of, processes_of, wait_until_none
+from tests.script_run import Run, bare_environment, listening, pid_of, processes_of, wait_until_none
 from tests.waiting import wait_until
 
 SCRIPT = "./run_torchserve.sh"
@@ -22,13 +22,6 @@ SETTINGS = "torchserve/model-config.yaml"
 
 def answer_in(output: str) -> dict:
     return json.loads(re.search(r"^\{.*\}$", output, re.MULTILINE).group())
-
-
-def listeners(root: Path) -> set[str]:
-    """The addresses on which the processes of ``root``'s server accept TCP connections."""
-    server = psutil.Process(pid_of(root))
-    found = [c for p in (server, *server.children(recursive=True)) for c in p.net_connections("inet")]
-    return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +65,7 @@ def test_a_link_to_the_checkout_leads_to_the_same_server(server, tmp_path):
 
 def test_nothing_listens_beyond_this_machine(server, secured):
     for root in (server.root, secured.root):
-        assert {address.removeprefix("::ffff:") for address in listeners(root)} == {"127.0.0.1"}
+        assert {address.ip.removeprefix("::ffff:") for address in listening(root)} == {"127.0.0.1"}
 
 
 # ---- a second one beside it, with tokens ----

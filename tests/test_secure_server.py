@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 
-import psutil
 import pytest
 import requests
 
@@ -25,7 +24,7 @@ from src.serving.tls import pin
 from tests.certificates import write_pair
 from tests.conftest import TIMEOUT, copy_checkout, run_script
 from tests.drawing import draw_garment
-from tests.script_run import Run, pid_of, processes_of
+from tests.script_run import Run, listening, processes_of
 
 REFUSED = {"code": 400, "type": "InvalidKeyException"}
 MARK = "dont-log-me"  # in tokens and images that must not reach a log
@@ -294,12 +293,10 @@ def test_the_bill_of_materials_holds_the_packages_and_the_archive(secure):
 
 def test_everything_listens_on_loopback_whatever_the_environment_says(secure):
     """The three APIs and the two of gRPC, which TorchServe cannot turn off; the workers have no port."""
-    server = psutil.Process(pid_of(secure.root))
-    found = [c for p in (server, *server.children(recursive=True)) for c in p.net_connections("inet")]
-    listening = [c.laddr for c in found if c.status == psutil.CONN_LISTEN]
-    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
-    assert {address.port for address in listening} >= set(secure.ports)
-    assert len(listening) == 5
+    addresses = listening(secure.root)
+    assert {address.ip.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+    assert {address.port for address in addresses} >= set(secure.ports)
+    assert len(addresses) == 5
 
 
 def test_only_the_owner_reads_keys_settings_and_sockets(secure):

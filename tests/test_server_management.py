@@ -21,6 +21,7 @@ from src.serving.scaling import scale, set_workers
 from src.serving.store import Store
 from tests.conftest import RUNTIME, TIMEOUT, lent
 from tests.drawing import encode
+from tests.script_run import listening
 from tests.sent_inputs import OTHER, PNG
 from tests.test_rollout import changed, versions
 
@@ -161,17 +162,10 @@ def test_registering_twice_is_refused(server):
 
 
 def test_every_port_is_on_loopback(server):
-    pid = int((server.root / "torchserve" / ".run" / "tmp" / ".model_server.pid").read_text())
-    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    listening = {
-        connection.laddr
-        for process in family
-        for connection in process.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    addresses = listening(server.root)
     ports = {int(address.rsplit(":", 1)[1]) for address in (server.inference, server.management, server.metrics)}
-    assert {address.port for address in listening} >= ports
-    assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    assert {address.port for address in addresses} >= ports
+    assert {address.ip.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
 
 
 def test_default_addresses_are_loopback(server):
