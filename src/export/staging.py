@@ -12,11 +12,11 @@ from pathlib import Path
 
 import yaml
 
-from src.export.archive import MODEL_SETTINGS, check_settings, sha256
+from src.export.archive import MODEL_SETTINGS, check_settings
 from src.inference.archive import CONFIG_NAME, STATE_NAME, load_state
 from src.inference.runtimes import FILES, runtime_file
 from src.models.config import CONFIG_NAME as TRAINED_CONFIG
-from src.models.config import WEIGHTS_NAME, ModelConfig, ModelError
+from src.models.config import WEIGHTS_NAME, ModelConfig, ModelError, saved_weights_sha256
 from src.models.registry import NEED_TIMM
 from src.models.storage import weights_sha256
 
@@ -28,10 +28,9 @@ def check_export(source: Path, trained: Path) -> None:
 
     Raises ModelError.
     """
-    weights = trained / WEIGHTS_NAME
-    if not weights.is_file():
+    if not (trained / WEIGHTS_NAME).is_file():
         return
-    same_weights = sha256(weights) == weights_sha256(load_state(source / STATE_NAME))
+    same_weights = saved_weights_sha256(trained) == weights_sha256(load_state(source / STATE_NAME))
     if not same_weights or ModelConfig.load(trained / TRAINED_CONFIG) != ModelConfig.load(source / CONFIG_NAME):
         raise ModelError(
             f"{source / STATE_NAME} is not the model that {trained} holds now; "
