@@ -111,6 +111,6 @@ pages: env  ## write docs/model_card.md from the metrics, docs/api.md from a run
 docs: env  ## build the pages of docs/ and the Python reference into docs/_build
 	sphinx-build -W --keep-going -q docs docs/_build
 
-clean:  ## stop the server, remove the environments and what runs left
+clean:  ## stop the server, remove the environments and every archive, deployed ones too
 	./run_torchserve.sh --stop
 	rm -rf benchmarks/.venv docs/_build $(VENV) torchserve/.venv torchserve/.run torchserve/model.pt torchserve/model_config.json torchserve/*.onnx torchserve/model-store

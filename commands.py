@@ -49,7 +49,7 @@ def infer(argv: list[str]) -> int:
     predictor = load_named(config, arguments.checkpoint_name, choose_device("auto", "torch"))
     output = arguments.output or Path("outputs", config.name, "predictions.csv")
     if arguments.input is None:
-        images, labels = load_images(config.data.directory, "test", arguments.checkpoint_name, predictor.config)
+        images, labels = load_images(config, "test", arguments.checkpoint_name, predictor.config)
         accuracy = predict_test(predictor, images, labels, output, config.evaluation.batch_size)
         print(f"{len(images)} test images classified, accuracy {accuracy:.4f} -> {output}")
         return 0

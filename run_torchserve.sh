@@ -3,6 +3,7 @@
 set -euo pipefail
 caller=$PWD given=("$@")
 cd -P "$(dirname "${BASH_SOURCE[0]}")"  # one name for a checkout that is also reached through a link
+export LC_ALL=C.UTF-8  # in another locale Java opens no file whose name is not ASCII
 
 usage() {
     cat <<'TEXT'
@@ -109,13 +110,15 @@ address() {  # of an API of the native server that runs
 }
 
 drain() {  # TorchServe itself closes every connection at once
-    local token='' name status=0 names=("$model")
+    local token='' name each status=0 names=("$model") drains=()
     if [[ -s $run/key_file.json ]]; then token=$(key management) || return; fi
     if [[ -s $run/models ]]; then mapfile -t names <"$run/models"; fi
-    for name in "${names[@]}"; do
+    for name in "${names[@]}"; do  # all in the same 60 s
         TORCHSERVE_MANAGEMENT_TOKEN=$token timeout 90 "$python" -m src.serving.operate drain --lock-held --model "$name" \
-            --management "$(address management)" --metrics "$(address metrics)" --timeout 60 || status=1
+            --management "$(address management)" --metrics "$(address metrics)" --timeout 60 8>&- &
+        drains+=("$!")
     done
+    for each in "${drains[@]}"; do wait "$each" || status=1; done
     return "$status"
 }
 
@@ -194,7 +197,13 @@ elif [[ $mode == docker ]]; then
     engine_answers || fail "--docker: no Docker engine answers; start it, or use --native"
 fi
 check_modes
-make_environment
+if [[ $(watcher_pid) != "$PPID" ]]; then  # the watcher starts with what is there
+    if ! environment_is_made && running_pid >/dev/null; then
+        say "The server that runs needs another environment, so it stops before that is made"
+        stop_server
+    fi
+    make_environment
+fi
 if [[ $mode == native || $secure == yes ]]; then choose_java; fi
 prepare_settings
 if [[ $mode == native ]]; then
@@ -202,7 +211,9 @@ if [[ $mode == native ]]; then
 fi
 choose_archive
 choose_others
-settings=$(cat "$run/next.properties" ${certificate:+"$certificate" "$private_key"} \
+made_of=("$venv/.requirements")  # not requirements.txt, which may be newer than the environment
+if [[ $mode == docker ]]; then made_of=(torchserve/{requirements.txt,Dockerfile,entrypoint.py,healthcheck.py}); fi
+settings=$(cat "$run/next.properties" ${certificate:+"$certificate" "$private_key"} "${made_of[@]}" \
     torchserve/metrics.yaml torchserve/log4j2.xml torchserve/java/HttpPostRequestDecoder.java | sha256sum)
 state="$mode $secure $ports ${names[*]} $settings"
 as_started() {
@@ -265,7 +276,7 @@ cat <<TEXT
 Inference   $scheme://$host:$inference/predictions/$model${others[0]:+, and beside it ${others[*]}}
 Management  $scheme://$host:$management/models
 Metrics     $scheme://$host:$metrics/metrics
-Try it:     $curl -X POST $scheme://$host:$inference/predictions/$model -F "data=@image.png"
+Try it:     $curl -X POST $scheme://$host:$inference/predictions/$model -F "data=@torchserve/golden/bag_1.png"
 Stop it:    ./run_torchserve.sh --stop
 TEXT
 if [[ $secure == yes ]]; then

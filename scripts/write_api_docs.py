@@ -1,6 +1,5 @@
 """Run every command of docs/api.md against a real server and write its answer below it: ``make pages``."""
 
-import base64
 import json
 import re
 import subprocess
@@ -65,25 +64,18 @@ def show(example: Example) -> str:
 
 
 def main() -> int:
-    page, image = ROOT / "docs" / "api.md", ROOT / "image.png"
+    page = ROOT / "docs" / "api.md"
     second = ROOT / "torchserve" / "model-store" / "fashion_mnist_v2.mar"
     ports = free_ports(3)
     subprocess.run(["./run_torchserve.sh", "--native", "--ports", ",".join(map(str, ports))], cwd=ROOT, check=True)
     try:
-        image.write_bytes(sample_image())
         text = page.read_text()
         page.write_text(EXAMPLE.sub(lambda match: show(run_example(match["command"], ports, ROOT)), text))
     finally:
-        image.unlink(missing_ok=True)
         second.unlink(missing_ok=True)
         subprocess.run(["./run_torchserve.sh", "--stop"], cwd=ROOT, check=True)
     print(f"wrote {len(read_examples(text))} answers into {page.relative_to(ROOT)}")
     return 0
-
-
-def sample_image() -> bytes:
-    """The picture in torchserve/sample_input.json as a file."""
-    return base64.b64decode(json.loads((ROOT / "torchserve" / "sample_input.json").read_text())["image"])
 
 
 if __name__ == "__main__":

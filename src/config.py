@@ -1,6 +1,7 @@
 """The one place that knows Hydra: turns configs/config.yaml and command-line overrides into a config."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,19 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 DEFAULT_CONFIG = "configs/config.yaml"
+TYPES = {bool: "true or false", int: "a whole number", float: "a finite number", ListConfig: "a list such as [48]"}
+TYPED = ("seed", "model", "augmentation", "training", "evaluation")  # a value here has the type of its default
+OTHER_TYPES = {  # of keys whose default does not say it
+    "augmentation.rotation_degrees": (float,),
+    "data.limit": (int, type(None)),
+    "training.deterministic": (bool, str),  # Lightning also knows warn
+    "training.early_stopping_patience": (int, type(None)),
+    "training.ema_decay": (float, type(None)),
+}
 
 
 class ConfigError(ValueError):
@@ -42,14 +52,30 @@ def load_config(path: str | Path = DEFAULT_CONFIG, overrides: list[str] | None =
 
 
 def _check_sections(expected: DictConfig, found: DictConfig, prefix: str) -> None:
-    """No section of the config file was replaced by a value. Raises ConfigError."""
+    """No section of the config file was replaced by a value, and no value by one of another type. Raises
+    ConfigError."""
     for key in expected:
-        section = expected._get_node(key)
-        if isinstance(section, DictConfig) and key in found:
+        node = expected._get_node(key)
+        if key not in found:
+            continue
+        if isinstance(node, DictConfig):
             if not isinstance(found[key], DictConfig):
-                example = f"{prefix}{key}.{next(iter(section), 'key')}"
+                example = f"{prefix}{key}.{next(iter(node), 'key')}"
                 raise ConfigError(f"{prefix}{key} is a section, not a value; set its keys, for example {example}=...")
-            _check_sections(section, found[key], f"{prefix}{key}.")
+            _check_sections(node, found[key], f"{prefix}{key}.")
+        else:
+            _check_type(f"{prefix}{key}", node if isinstance(node, ListConfig) else node._value(), found[key])
+
+
+def _check_type(key: str, default: Any, value: Any) -> None:
+    """``value`` has a type that ``key`` may have. Raises ConfigError."""
+    types = (type(default),) if key.split(".")[0] in TYPED and type(default) in TYPES else ()
+    types = OTHER_TYPES.get(key, types)
+    fits = type(value) in types or (type(value) is int and float in types)
+    if types and (not fits or (isinstance(value, float) and not math.isfinite(value))):
+        wanted = " or ".join(TYPES.get(kind, "null") for kind in types if kind is not str)
+        shown, usual = ("null" if item is None else repr(item) for item in (value, default))
+        raise ConfigError(f"{key} is {shown}; it must be {wanted} (the default is {usual})")
 
 
 def _explain(error: Exception, path: Path, overrides: list[str]) -> str:

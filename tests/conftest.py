@@ -84,7 +84,9 @@ def run_script(root: Path, *arguments: str, timeout: int = HANG, **environment: 
         timeout=timeout,
         stdin=subprocess.DEVNULL,
         # MLflow's set_tracking_uri writes into the environment of whoever called it.
-        env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | environment,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        | {"DVC_NO_ANALYTICS": "1"}
+        | environment,
     )
 
 

@@ -14,7 +14,7 @@ import requests
 from src.serving.ports import free_ports
 from tests.conftest import ROOT, RUNTIME, TIMEOUT
 from tests.sent_inputs import PNG, as_base64, as_json
-from tests.waiting import wait_until, wait_until_answers
+from tests.waiting import stop, wait_until, wait_until_answers
 
 
 @contextmanager
@@ -24,13 +24,14 @@ def running(log: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
     command = [sys.executable, "-m", "src.serving.fastapi_app", "--port", str(port), "--runtime", RUNTIME, *options]
     environment = os.environ | {"TMPDIR": str(log.parent)}  # where the workers of a server count together
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     try:
         wait_until_answers(f"http://127.0.0.1:{port}/health", process, log, 2 * TIMEOUT)
         yield f"http://127.0.0.1:{port}", process
     finally:
-        process.terminate()
-        process.wait(TIMEOUT)
+        stop(process)
 
 
 def lines_of(log: Path) -> list[dict]:

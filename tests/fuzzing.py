@@ -103,6 +103,7 @@ def odd_headers() -> st.SearchStrategy[dict[str, str]]:
             "Content-Type": st.one_of(st.sampled_from(kinds), visible),
             "describe": st.sampled_from(("True", "False", "")),
             "hold-until": st.sampled_from(("1e999", "nan", "99999999999", "x", "-1")),
+            "refuse": st.sampled_from(("True", "x")),
             "Accept": visible,
             "Authorization": visible,
             "x-request-id": visible,

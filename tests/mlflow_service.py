@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,9 @@ def running_server(checkout: Path, store: str, uri: str, log: Path) -> Iterator[
         process.wait(timeout=60)
         wait_until(lambda: not is_up(f"{url}/ping"), explain=log.read_text)
     finally:
-        if process.poll() is None:
+        with suppress(ProcessLookupError):  # nothing of it is left
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=60)
+        process.wait(timeout=60)
 
 
 def invoke(url: str, **body) -> requests.Response:

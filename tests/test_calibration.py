@@ -18,6 +18,7 @@ from src.training.calibration import (
     check_kept_accuracy,
     expected_calibration_error,
     fit_calibration,
+    fit_card,
     fit_threshold,
     kept_metrics,
     main,
@@ -66,6 +67,14 @@ def test_exponent_one_is_temperature_scaling(calibrated):
 def test_calibration_of_huge_logits_is_finite():
     logits = np.array([[1e4, 0.0], [0.0, 1e4], [1e4, 0.0]])
     assert np.isfinite(fit_calibration(logits, np.array([0, 1, 1]))).all()
+
+
+def test_a_network_that_answers_no_numbers_is_not_calibrated():
+    card = ModelConfig("drawn", "resnet", {"widths": [8], "blocks": [0]}, list(GARMENTS), Preprocessing(28, 28, 1))
+    logits = np.ones((3, 4))
+    logits[1, 2], logits[2, 0] = np.nan, np.inf
+    with pytest.raises(ValueError, match="2 of 3 validation images with NaN or infinity: the training diverged"):
+        fit_card(card, logits, np.zeros(3, int), 0.97)
 
 
 def test_the_threshold_keeps_what_is_accurate_enough():

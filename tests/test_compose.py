@@ -47,6 +47,19 @@ def test_only_what_the_compose_format_knows():
             assert volume.split(":")[0] in COMPOSE["volumes"]
 
 
+def test_ci_runs_the_lines_at_the_head():
+    text = (ROOT / "docker-compose.yml").read_text()
+    lines = re.findall(r"^#   (.*)$", text, re.M)
+    assert len(lines) == 2
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["containers"]["steps"]
+    commands = [line for step in steps for line in step.get("run", "").splitlines()]
+    wanted = [command for line in lines for command in line.split(" && ")]
+    at = commands.index(wanted[0])
+    assert commands[at : at + len(wanted)] == wanted
+    assert "./run_torchserve.sh --stop" in commands[:at], "its ports are those of the services"
+    assert commands[-1] == "docker compose down"
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_built_of_files_that_exist_and_images_with_a_version(name):
     text = dockerfile_of(name).read_text()

@@ -29,6 +29,18 @@ def test_overrides_win_over_the_experiment():
     assert config.data.directory == "data/drawn"
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.learning_rate=1", "training.ema_decay=null", "training.ema_decay=0.9", "data.limit=100",
+        "data.limit=null", "augmentation.rotation_degrees=7.5", "training.deterministic=warn", "training.devices=2",
+        "data.validation_size=0.2",
+    ],
+)  # fmt: skip
+def test_a_value_may_have_each_type_that_makes_sense(override):
+    load_config(CONFIG, [override])
+
+
 def test_environment_names_mirror_and_store(monkeypatch):
     monkeypatch.setenv("DATA_MIRROR", "/a/mirror")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
@@ -56,6 +68,16 @@ def test_environment_names_mirror_and_store(monkeypatch):
         ("training.epochs=1,2", ["training.epochs=1,2"]),
         ("seed=${nothing}", ["nothing"]),
         ("=3", ["override"]),
+        ("training.epochs=ten", ["training.epochs is 'ten'; it must be a whole number (the default is 20)"]),
+        ("training.epochs=null", ["training.epochs is null; it must be a whole number"]),
+        ("training.batch_size=32.5", ["training.batch_size is 32.5; it must be a whole number"]),
+        ("training.plateau_patience=true", ["training.plateau_patience is True; it must be a whole number"]),
+        ("training.restarts=48", ["training.restarts is 48; it must be a list such as [48]"]),
+        ("training.learning_rate=nan", ["training.learning_rate is nan; it must be a finite number"]),
+        ("training.ema_decay=much", ["training.ema_decay is 'much'; it must be a finite number or null"]),
+        ("training.resume=yes", ["training.resume is 'yes'; it must be true or false"]),
+        ("augmentation.scale=[1,2]", ["augmentation.scale is [1, 2]; it must be a finite number"]),
+        ("data.limit=1.5", ["data.limit is 1.5; it must be a whole number or null"]),
     ],
 )
 def test_a_bad_override_is_explained(override, expected):

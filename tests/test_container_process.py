@@ -17,9 +17,10 @@ import psutil
 import pytest
 import requests
 
-from src.serving.draining import VERSION, write_empty_archive
+from src.serving.draining import write_empty_archive
 from src.serving.management import Service, wait_ready
 from src.serving.ports import free_ports
+from src.serving.scaling import DRAINING
 from tests.conftest import ROOT, TIMEOUT
 from tests.drawing import encode
 from tests.sent_inputs import PICTURE
@@ -121,7 +122,7 @@ def test_sigterm_answers_what_was_taken_and_ends(container):
             taken = [clients.submit(requests.post, url, data=QUICK, timeout=2 * TIMEOUT) for _ in range(20)]
             wait_until(lambda: asked() >= before + 20)
             process.send_signal(signal.SIGTERM)
-            wait_until(lambda: service.describe()["modelVersion"] == VERSION)
+            wait_until(lambda: service.describe()["modelVersion"] == DRAINING)
             with traffic:
                 traffic.wait_for(lambda seen: seen[503] > 0)
                 worker.resume()

@@ -1,5 +1,7 @@
 """src/training/distillation.py: a student comes close to its teachers; one that does not fit is refused."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from src.data.datamodule import load_split
 from src.export.onnx import export
 from src.models import load_model
-from src.training.distillation import DistillationLoss
+from src.training.distillation import DistillationLoss, load_teachers
 from src.training.train import train
 from tests.test_training_pipeline import elsewhere, history, same, weights
 
@@ -92,6 +94,14 @@ def test_a_teacher_answers_from_its_int8_file_as_it_does_in_pytorch(elsewhere, t
         assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=0.05)
 
 
+def test_a_teacher_of_other_data_is_told(teacher, caplog):
+    _, card = load_model(teacher)
+    load_teachers([teacher], card, "torch")
+    assert not caplog.text
+    load_teachers([teacher], replace(card, data_hash="0123456789abcdef"), "torch")
+    assert re.search(rf"{teacher} was trained on data {card.data_hash[:12]}, this is 0123456789ab: ", caplog.text)
+
+
 def weights_of(folder: str) -> dict[str, torch.Tensor]:
     return load_model(Path(folder))[0].state_dict()
 
@@ -104,8 +114,12 @@ def weights_of(folder: str) -> dict[str, torch.Tensor]:
         (["training.teachers=[TEACHER]", "training.teacher_temperature=0"], "teacher_temperature 0"),
         (["training.teachers=[TEACHER]", "training.teacher_runtime=gpu"], "unknown runtime 'gpu'"),
         (["training.teachers=[TEACHER]", "preprocessing.style=plain"], "whose preprocessing is"),
+        (
+            ["training.teachers=[TEACHER]", "training.teacher_runtime=onnx", "training.early_scale=0.75"],
+            r"teacher_runtime=onnx takes .* training\.early_scale=0\.75 shrinks .* set training\.teacher_runtime=torch",
+        ),
     ],
-    ids=["missing", "share", "temperature", "runtime", "another preprocessing"],
+    ids=["missing", "share", "temperature", "runtime", "another preprocessing", "images of another size"],
 )
 def test_a_teacher_that_cannot_teach_is_an_error(elsewhere, teacher, overrides, message):
     with pytest.raises(ValueError, match=message):

@@ -1,13 +1,18 @@
 """src/data/download.py over a real server: resumed, retried, verified, and from the next mirror when one fails."""
 
 import hashlib
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from src.data import download
 from src.data.download import DownloadError, fetch
+from src.data.fashion_mnist import FILES, SUBFOLDER
 from src.serving.ports import free_ports
+from tests.conftest import ROOT, run_script
 from tests.file_server import serve
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -124,3 +129,17 @@ def test_when_all_mirrors_fail_each_is_named_with_its_reason(target, tmp_path):
         assert reason in line
     assert "DATA_MIRROR" in message
     assert not target.exists()
+
+
+def test_ci_makes_a_mirror_that_the_tests_find(mirror, tmp_path):
+    """The step of ci.yml, with this environment's Python and files that were downloaded before."""
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["checks"]["steps"]
+    (cache,) = (step["with"]["path"] for step in steps if step.get("uses", "").startswith("actions/cache"))
+    (script,) = (step["run"] for step in steps if "src/data/prepare.py" in step.get("run", ""))
+    script = script.replace("make env\n", "").replace(".venv/bin/python", sys.executable)
+    environment = {"HOME": str(tmp_path), "GITHUB_ENV": f"{tmp_path}/environment", "DATA_MIRROR": str(mirror)}
+    done = run_script(ROOT, "bash", "-e", "-c", script, **environment)
+    assert done.returncode == 0, done.stderr
+    made = Path((tmp_path / "environment").read_text().strip().removeprefix("DATA_MIRROR="))
+    assert {path.name for path in (made / SUBFOLDER).iterdir()} == FILES.keys()
+    assert cache.replace("~", str(tmp_path)) == str(made / SUBFOLDER)

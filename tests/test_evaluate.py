@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 
-from src.data.datamodule import load_split
+from src.data.datamodule import load_data_info, load_split
 from src.inference import Predictor
 from src.models import ModelConfig, build_classifier, load_model, save_model
 from src.preprocessing import Preprocessing
@@ -138,6 +140,7 @@ def test_the_files_hold_what_was_measured(run, drawn, tmp_path):
         "multiply_adds",
         "targets_missed",
         "model",
+        "data_hash",
     }
     assert set(metrics) == set(expected) | extra
     assert metrics["model"] == measured_model(tmp_path / "untrained", "torch")
@@ -165,6 +168,21 @@ def test_the_files_hold_what_was_measured(run, drawn, tmp_path):
     assert [(row["actual"], row["predicted"]) for row in pairs] == [
         (names[true], names[guess]) for true, guess in zip(labels, predicted, strict=True)
     ]
+
+
+def test_a_model_of_other_data_is_measured_and_told(run, drawn, tmp_path, caplog):
+    metrics, card = tmp_path / "metrics", tmp_path / "untrained" / "config.json"
+    data_hash = load_data_info(drawn)["data_hash"]
+    metrics.mkdir()
+    shutil.copy(drawn / "data_info.yaml", metrics)
+    replace(ModelConfig.load(card), data_hash=data_hash).save(card)
+    assert run() == 0
+    assert "was trained on data" not in caplog.text
+    assert json.loads((metrics / "test_metrics.json").read_text())["data_hash"] == data_hash
+    replace(ModelConfig.load(card), data_hash="0123456789abcdef").save(card)
+    assert run() == 0
+    said = f"untrained was trained on data 0123456789ab, this is {data_hash[:12]}: images may stand in both"
+    assert said in caplog.text
 
 
 def test_the_confusion_matrix_of_many_classes_is_a_picture_of_bounded_size(tmp_path):

@@ -145,11 +145,28 @@ def test_folders_that_cannot_be_used_are_named(fruits, config_of, damage, messag
 
 
 def test_data_that_is_not_there_names_where_to_get_it(config_of, tmp_path, capsys, caplog):
-    with pytest.raises(DownloadError, match=r"fruits-360 is not at .*kaggle\.com.*DATA_MIRROR"):
+    with pytest.raises(
+        DownloadError, match=r"fruits-360 is not at .*kaggle\.com.*DATA_MIRROR=/folder that holds fruits"
+    ):
         prepare(config_of("fruits360"))
     overrides = ["experiment=fruits360", "data.mirror=null"]
     assert prepare_main(["--config", str(ROOT / DEFAULT_CONFIG), *overrides]) == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", [True, False])
+@pytest.mark.parametrize("location", ["my_fotos", "clothing"])
+def test_the_public_archive_does_not_stand_in_for_a_folder_that_is_missing(location, url, config_of, tmp_path):
+    """A mistyped folder of one's own must not train on another dataset."""
+    said = rf"^data\.location={location} does not exist \(tried {location} or \S+\); name the folder that holds"
+    with serve({}) as public:
+        source = f"data.url={public.url}/clothing-set/master.zip" if url else "data.url=null"
+        config = config_of("clothing_small", source, "data.homepage=null", f"data.location={location}")
+        for mirror, found in ((tmp_path, said), (public.url, f"{location} could not be had from any mirror")):
+            config.data.mirror = str(mirror)
+            with pytest.raises(DownloadError, match=found):
+                prepare(config)
+    assert {name for name, _ in public.requests} == {location}
 
 
 @pytest.mark.parametrize("name", ["fruits360", "deepfashion"])
@@ -172,17 +189,17 @@ def test_a_mirror_over_http_is_asked_for_the_location_and_the_public_source_for_
         archive.add(tmp_path / "top", "top")
     content = (tmp_path / "photos.tar").read_bytes()
     (tmp_path / "photos.tar").unlink()
-    with serve({"photos.tar": content}) as mirror, serve({"heads/master.zip": content}) as public, serve({}) as empty:
+    with serve({"photos.tar": content}) as mirror, serve({"photos/master.zip": content}) as public, serve({}) as empty:
         for server, name in ((mirror, "photos"), (empty, "master")):
             config = config_of("clothing", f"data.mirror={server.url}", "data.location=photos.tar",
-                               f"data.url={public.url}/heads/master.zip", f"data.directory=from_{name}")  # fmt: skip
+                               f"data.url={public.url}/photos/master.zip", f"data.directory=from_{name}")  # fmt: skip
             folder = find_location(config)
             assert folder.name == name
             assert (folder / "top" / "note.txt").is_file()
     assert [[name for name, _ in server.requests] for server in (mirror, empty, public)] == [
         ["photos.tar"],
         ["photos.tar"],
-        ["heads/master.zip"],
+        ["photos/master.zip"],
     ]
 
 

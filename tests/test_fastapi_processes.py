@@ -16,7 +16,7 @@ from tests.conftest import ROOT, TIMEOUT, run_script
 from tests.drawing import encode
 from tests.fastapi_run import check_metrics, lines_of, ready_workers, running, wait_for_ready
 from tests.sent_inputs import PICTURE, PNG, as_base64, as_json
-from tests.waiting import wait_until
+from tests.waiting import stop, wait_until
 
 LARGE = encode(PICTURE.resize((4000, 4000)), compress_level=1)  # takes a thread a good while
 TWO = as_json(images=[as_base64(PNG)] * 2)
@@ -99,6 +99,17 @@ def test_a_process_that_nobody_reaped_has_ended():
         wait_until(lambda: has_ended(child.pid))
         assert psutil.pid_exists(child.pid)
     assert has_ended(child.pid)
+
+
+def test_a_server_that_ignores_sigterm_is_killed_with_its_workers(tmp_path):
+    worker = tmp_path / "worker"
+    script = f"trap '' TERM; sleep 60 & echo $! >{worker}; wait"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True) as process:
+        wait_until(lambda: worker.is_file() and worker.read_text())
+        with pytest.raises(subprocess.TimeoutExpired):
+            stop(process, 0.2)
+    assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: has_ended(int(worker.read_text())))
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,19 @@ def test_holding_a_worker(ask):
     assert time.time() < started + 100
 
 
+def test_a_worker_that_is_told_to_refuses_what_follows(model_dir):
+    ask = load_handler(model_dir, RUNTIME)
+    [(status, _)] = ask(raw(PNG, describe="True", refuse="True"))  # a client cannot tell it
+    assert status == 200
+    [(status, _), (before, _)] = ask(fields({}, describe="True"), raw(PNG))
+    assert (status, before) == (200, 200)
+    [(status, _)] = ask(fields({}, describe="True", refuse="True", hold_until="0"))  # late, so it is not held
+    assert status == 200
+    [(status, error)] = ask(raw(PNG))
+    assert (status, error["type"]) == (503, "busy")
+    assert "this server stops" in error["message"]
+
+
 def framed(value: bytes) -> bytes:
     return struct.pack("!i", len(value)) + value
 

@@ -1,8 +1,13 @@
 """Another experiment's archive, served beside the flagship by one TorchServe."""
 
 import base64
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -12,12 +17,15 @@ from src.inference import Predictor
 from src.models import ModelConfig, build_network, save_model
 from src.models.classifier import ImageClassifier
 from src.preprocessing import Preprocessing
+from src.serving.management import Service
 from src.serving.ports import free_ports
+from src.serving.scaling import DRAINING
 from tests.conftest import ROOT, RUNTIME, TIMEOUT, copy_checkout
 from tests.drawing import GARMENTS, encode
 from tests.image_folders import draw_photo_of
 from tests.script_run import Run, bare_environment, pid_of, wait_until_none
 from tests.test_rollout import operate
+from tests.waiting import wait_until
 
 SHIPPED = ("clothing_small", "flowers_small")
 ARGS = {"widths": [8, 16], "dropout": 0.0}
@@ -80,7 +88,7 @@ def test_a_deployed_version_of_the_other_lasts(beside, tmp_path):
     deployed = operate(beside, *deploy)
     assert deployed.returncode == 0, deployed.stderr
     assert f"process {before}" in beside.start("--native", "--models", "fruits").stdout, "it is what is asked for"
-    stopped = beside.script("--stop")
+    stopped = stop_while_the_flagship_hangs(beside)
     assert stopped.returncode == 0, stopped.stderr
     assert stopped.stdout.count("every request that was taken is answered") == 2
     wait_until_none(beside.root)
@@ -88,6 +96,21 @@ def test_a_deployed_version_of_the_other_lasts(beside, tmp_path):
     assert requests.post(url, data=photo, timeout=TIMEOUT).json()["model_version"] == "2.0"
     beside.script("--stop")
     wait_until_none(beside.root)
+
+
+def stop_while_the_flagship_hangs(run: Run) -> subprocess.CompletedProcess:
+    """``--stop``; the other model is drained meanwhile, and only then does the flagship's worker go on."""
+    service = Service(management=f"http://127.0.0.1:{run.ports[1]}")
+    worker = service.describe()["workers"][0]["pid"]
+    with ThreadPoolExecutor(1) as other:
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            stopping = other.submit(run.script, "--stop")
+            wait_until(lambda: replace(service, model="fruits").describe()["modelVersion"] == DRAINING)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
+        return stopping.result()
 
 
 def test_the_shipped_colour_models_answer_as_offline(beside):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from src.data.datamodule import load_split
 from src.export import compare
-from src.export.onnx import main, write_onnx
+from src.export.onnx import ExportError, check, main, write_onnx
 from src.inference import Predictor
 from src.inference.onnx_runtime import OnnxRuntime
 from src.inference.torch_runtime import TorchRuntime
@@ -24,6 +24,7 @@ from tests.conftest import ROOT
 from tests.drawing import GARMENTS
 
 FILES = ("model.onnx", "model.int8.onnx")
+SHAPE = (1, 28, 28)
 QUICK = ("export.calibration_images=60", "export.max_accuracy_loss=0.05")
 
 
@@ -120,6 +121,21 @@ def test_int8_that_loses_too_much_is_refused(run, tmp_path, caplog):
         r"INT8 loses -?\d.* on 64 validation images, the limit is -100.00; serve with --runtime", caplog.text
     )
     assert sorted(path.name for path in (tmp_path / "model").glob("*.onnx")) == ["model.onnx"]
+
+
+def test_a_network_that_computes_no_number_is_refused(run, trained, tmp_path, caplog):
+    """NaN is above no limit, so each comparison would let it pass."""
+    model, card = load_model(trained)
+    model.std *= float("nan")
+    save_model(tmp_path / "model", model, card)
+    (tmp_path / "model" / "model.onnx").write_bytes(b"an older one")
+    assert run() == 1
+    assert "PyTorch answers some validation images with NaN; train the model again" in caplog.text
+    assert not list((tmp_path / "model").glob("*.onnx"))
+    write_onnx(model, card, tmp_path / "nan.onnx", 17)
+    images, wanted = np.full((14, *SHAPE), np.arange(SHAPE[-1], dtype=np.uint8)), np.full((14, 4), 0.25)
+    with pytest.raises(ExportError, match=r"nan\.onnx answers some validation images with NaN"):
+        check(OnnxRuntime(tmp_path / "nan.onnx"), card, images, np.zeros(14, int), wanted)
 
 
 @pytest.mark.parametrize(

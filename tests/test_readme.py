@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, copy_checkout, run_script, shrink_experiment
+from tests.tables import rows_of
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
@@ -20,6 +21,8 @@ TREE = re.search(r"```text\n(.*?)```", README, re.S)[1]
 SHOWN_ANSWER = json.loads(re.search(r"```json\n(.*?)```", README, re.S)[1])
 GOLDEN = [*(ROOT / "torchserve" / "golden").glob("*.png")]  # what the README classifies
 METRICS = json.loads((ROOT / "metrics" / "test_metrics.json").read_text())
+MEASURED, INT8 = rows_of("benchmarks.md"), rows_of("formats.md")["onnx-int8"]
+OWN, PEER = MEASURED["this project"], MEASURED["FastAPI + uvicorn"]
 
 
 @pytest.mark.parametrize("command", CURL)
@@ -72,17 +75,27 @@ def test_make_test_is_pytest_once_the_serving_environment_is_there(checkout):
     assert "Environment torchserve/.venv is there" in made.stdout
 
 
-def test_a_fresh_debian_gets_what_the_checks_need(tmp_path):
-    """.ci/run on a path that holds as little; the apt-get there only writes down what is asked of it."""
-    asked = tmp_path / "asked"
+@pytest.mark.parametrize("nginx", [False, True])
+def test_a_fresh_debian_gets_what_the_checks_need(nginx, tmp_path):
+    """.ci/run on a path that holds as little; apt-get and systemctl there only write down what is asked of them."""
+    asked, script = tmp_path / "asked", tmp_path / "project" / ".ci" / "run"
     for name in ("bash", "dirname", "env"):
         (tmp_path / name).symlink_to(shutil.which(name))
-    for name, line in {"id": "echo 0", "python3": "exit 1", "apt-get": f'echo "$@" >>{asked}'}.items():
+    note = f'echo "$@" >>{asked}'
+    for name, line in {"id": "echo 0", "python3": "exit 1", "apt-get": note, "systemctl": note}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
-    done = run_script(ROOT, ".ci/run", PATH=str(tmp_path))
+    (tmp_path / "sbin").mkdir()
+    if nginx:
+        shutil.copy(tmp_path / "id", tmp_path / "sbin" / "nginx")
+    script.parent.mkdir(parents=True)
+    script.write_text((ROOT / ".ci" / "run").read_text().replace("/usr/sbin", f"{tmp_path}/sbin"))
+    done = run_script(tmp_path, "bash", str(script), PATH=str(tmp_path))
     assert done.returncode == 127  # nothing was installed
-    assert {"curl", "make", "python3-venv", "wrk"} <= set(asked.read_text().split())
+    wanted = {"curl", "make", "python3-venv", "wrk", "g++", "openjdk-17-jdk-headless"}
+    assert wanted <= set(asked.read_text().split())
+    assert ("nginx-light" in asked.read_text()) is not nginx
+    assert ("disable --quiet --now nginx" in asked.read_text()) is not nginx, "one that was there goes on"
 
 
 @pytest.mark.parametrize("name", ["input/a.jpg", "output/predictions.csv", "predictions.csv", "photos/a.jpg"])
@@ -106,6 +119,25 @@ def test_a_shops_photos_and_their_categories_are_not_committed(name):
 def test_figure_is_measured(row, value):
     shown = re.search(rf"^\| {re.escape(row)} \| ([\d.]+)", README, re.M)[1]
     assert float(shown) == pytest.approx(value, abs=0.00005)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        f"answers {OWN['requests/s']} requests/s at p99 {float(OWN['p99 ms']):.0f} ms",
+        f"FastAPI with the same model answers {PEER['requests/s']} at {float(PEER['p99 ms']):.0f} ms",
+        f"starts in {OWN['cold start s']} seconds and holds {OWN['memory MB']} MB",
+        f" {MEASURED['times the best other server']['found']} times the best other server",
+        f" {float(MEASURED['share of the in-process limit']['found']):.0%} of the images that the cores classify",
+        f" {OWN['p50 ms at 1']} ms for a lone client",
+        f"{int(INT8['size, KB']) / 1000:.2f} MB and {float(INT8['latency, ms']):.2f} ms an image on one core in INT8",
+        f"accuracy {INT8['accuracy']}, ECE {INT8['ECE']}",
+        f"{METRICS['parameters']:,} parameters, {METRICS['multiply_adds'] / 1e6:.1f} M multiply-adds",
+    ],
+)
+def test_figure_is_that_of_the_page_which_a_command_wrote(shown):
+    """docs/benchmarks.md, docs/formats.md and metrics/test_metrics.json hold what was measured."""
+    assert shown in " ".join(README.split())
 
 
 def test_tree_and_links_exist():

@@ -22,11 +22,11 @@ import torch
 import yaml
 
 from src.export.archive import ArchiveError, checksum_path
-from src.serving.draining import VERSION as DRAINING
 from src.serving.golden import load_golden
 from src.serving.management import Service, status
 from src.serving.ports import free_ports
 from src.serving.rollout import RolloutError, deploy, roll_back
+from src.serving.scaling import DRAINING
 from src.serving.store import Store
 from tests.conftest import ROOT, TIMEOUT, copy_checkout, run_script
 from tests.drawing import encode
@@ -283,6 +283,25 @@ def test_rollback_under_traffic(own, service, url, store):
     }
     with pytest.raises(RolloutError, match="nothing was deployed"):
         roll_back(service, store, print)
+
+
+def test_a_drain_ends_although_clients_name_the_version(own, url, second, store):
+    """They get every answer or a 503; nothing brings the server back but a start."""
+    with Traffic(f"{url}/1.0", clients=4) as traffic:
+        traffic.wait_for(lambda seen: seen["1.0"] > traffic.clients)
+        done = operate(own, "drain")
+        during = traffic.restart_counting()
+        traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
+    assert done.stdout == "new requests are refused (503)\nevery request that was taken is answered\n", done.stderr
+    assert during.keys() <= {"1.0", 503}, during
+    assert traffic.seen.keys() == {503}, traffic.seen
+    for order in (("scale", "--workers", 2), ("deploy", second)):
+        refused = operate(own, *order)
+        assert refused.returncode == 1
+        assert "error: fashion_mnist is drained and its server is to stop; start it again: ./run_" in refused.stderr
+    assert not list(store.folder.glob("*2.0*"))
+    own.start("--native")
+    assert requests.post(url, data=PNG, timeout=TIMEOUT).json()["model_version"] == "1.0"
 
 
 def test_stop_under_traffic_answers_what_was_taken(own, service, url):

@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import time
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ from tests.waiting import wait_until
 
 SCRIPT = "./run_torchserve.sh"
 SETTINGS = "torchserve/model-config.yaml"
+REQUIREMENTS = "torchserve/requirements.txt"
 
 
 def answer_in(output: str) -> dict:
@@ -26,8 +29,8 @@ def answer_in(output: str) -> dict:
 
 @pytest.fixture(scope="module")
 def secured(server, tmp_path_factory) -> Run:
-    """A second server beside ``server``: with tokens, in a long folder with spaces, called from elsewhere."""
-    root = tmp_path_factory.mktemp("deep") / "a folder with spaces" / ("long" * 12)
+    """A second server beside ``server``: with tokens, in a long folder with spaces and more, called from elsewhere."""
+    root = tmp_path_factory.mktemp("deep") / "a folder of Jürgen\\Zoë" / ("long" * 12)
     root.mkdir(parents=True)
     run = Run(copy_checkout(root), free_ports(3), bare_environment(tmp_path_factory.mktemp("tools")))
     try:
@@ -139,18 +142,58 @@ def test_what_changed_is_served_by_a_new_server_and_the_neighbour_goes_on(secure
     assert server.describe()["workers"][0]["status"] == "READY"
 
 
+def test_an_environment_is_made_after_its_server_has_stopped(secured, tmp_path):
+    """Of one wheel, which leads to the packages of the shared environment. Made elsewise, it has a new server, too."""
+    environment, requirements = secured.root / "torchserve" / ".venv", secured.root / REQUIREMENTS
+    leads_to = f"{next(environment.resolve().glob('lib/python3*/site-packages'))}\n"
+    environment.unlink()
+    subprocess.run(["python3", "-m", "venv", "--without-pip", environment], check=True, timeout=60)
+    (next(environment.glob("lib/python3*/site-packages")) / "shared.pth").write_text(leads_to)
+    requirements.write_text(f"{wheel_with_path(tmp_path, leads_to)}\n")
+    before = pid_of(secured.root)
+    done = secured.start()
+    steps = [
+        "The server that runs needs another environment, so it stops before that is made",
+        "every request that was taken is answered", f"Stopping TorchServe (process {before})",
+        "Making the environment torchserve/.venv from torchserve/requirements.txt", "Starting TorchServe",
+    ]  # fmt: skip
+    places = [done.stdout.index(step) for step in steps]
+    assert places == sorted(places), done.stdout
+    before = pid_of(secured.root)
+    requirements.write_text(requirements.read_text() + "# newer\n")
+    made = run_script(secured.root, "scripts/make_serving_environment.sh")
+    assert "Making the environment" in made.stdout, made.stderr
+    assert "The server that runs is another one than asked for" in secured.start().stdout
+    assert pid_of(secured.root) != before
+
+
+def wheel_with_path(folder: Path, leads_to: str) -> Path:
+    """A wheel that installs nothing but ``shared.pth``."""
+    files = {"shared.pth": leads_to, "shared-1.dist-info/RECORD": "",
+             "shared-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: shared\nVersion: 1\n",
+             "shared-1.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
+    with zipfile.ZipFile(folder / "shared-1-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+    return Path(wheel.filename)
+
+
 def test_a_server_that_ends_by_itself_is_started_again_with_what_it_served(secured):
-    """Neither a model that is being trained nor an archive that was built since is served."""
+    """Neither a model that is being trained nor an archive or an environment that would be made anew is served."""
     killed, weights = pid_of(secured.root), secured.root / "models" / "best_model" / "model.safetensors"
     content = weights.read_bytes()
     built = secured.create("--version", "9.9")
     assert built.returncode == 0, built.stderr
     weights.write_bytes(b"the half of a model that somebody trains just now")
+    requirements = secured.root / REQUIREMENTS
+    wanted = requirements.read_text()
+    requirements.write_text(wanted + "a-package-that-nobody-has==1.0\n")
     os.kill(killed, signal.SIGKILL)
     wait_until_another_serves(secured, killed)
     assert secured.predict().json()["model_version"] == "1.0"
     assert (secured.root / "torchserve" / ".run" / "logs.before" / "console.log").is_file()
     weights.write_bytes(content)
+    requirements.write_text(wanted)
 
 
 def test_stop_ends_a_server_that_is_being_started_again(secured):

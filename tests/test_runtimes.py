@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from src.inference.runtimes import FILES
 from src.inference.torch_runtime import TorchRuntime, fold_batch_norm
 from src.models import ModelConfig, ModelError, build_classifier, load_model
 from src.predict import main as predict
+from src.prediction_output import as_dict
 from src.preprocessing import Preprocessing
+from src.serving.fastapi_service import Service
 from tests.conftest import ROOT, run_script
 from tests.drawing import GARMENTS, draw_garment, encode
 from tests.sent_inputs import OTHER, PNG, as_base64, as_json
@@ -96,6 +99,18 @@ def test_an_image_of_one_colour_gets_no_confident_answer(runtime, colour):
     assert blank.uncertain
     assert list(blank.probabilities.values()) == pytest.approx([0.1] * 10)
     assert garment.confidence > 0.2
+
+
+def test_a_network_that_computes_no_number_is_uncertain_and_answers_null():
+    model, card = load_model(MODEL)
+    model.std *= float("nan")
+    predictor = Predictor(TorchRuntime(model), replace(card, uncertain_below=0.0))
+    (answer,) = predictor.predict([PNG])
+    assert answer.uncertain
+    assert (answer.confidence, set(answer.probabilities.values())) == (None, {None})
+    status, content, _ = Service(predictor, "torch", "1.0", 1, 1).classify(PNG, "", 1, False, 0.0)
+    shown = json.loads(json.dumps(as_dict("a.png", answer), allow_nan=False))
+    assert (status, json.loads(content)["probabilities"]) == (200, shown["probabilities"])
 
 
 def test_an_archive_that_would_need_timm_on_the_server_is_refused(tmp_path):
@@ -190,13 +205,15 @@ def test_the_handler_with_each_runtime(runtime, model_dir):  # noqa: F811
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_the_handler_with_a_compiled_network(model_dir):  # noqa: F811
+def test_the_handler_with_a_compiled_network(model_dir, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     ask = load_handler(model_dir, "torch", compile=True)
     assert ask.handler.predictor.runtime.forward is not ask.handler.predictor.runtime.model
     predictor = Predictor.load(MODEL, runtime="torch")
     for images in ([PNG], [encode(OTHER), PNG] * 5):
         for found, wanted in zip(ask(*map(raw, images)), predictor.predict(images), strict=True):
             assert found[1]["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
+    assert any(tmp_path.iterdir()), "what was compiled lies where it was told to"
 
 
 @pytest.mark.parametrize("missing", ["model.onnx", "model.int8.onnx", "model.pt"])

@@ -95,6 +95,14 @@ def test_what_is_missing_gets_the_safe_value(key):
     assert ready[key] == read_properties(SHIPPED, "the file")[key]
 
 
+def test_names_are_written_as_java_reads_them():
+    """As ISO-8859-1, with escapes; the rest of a file's own lines has its escapes already."""
+    tls = {"certificate_file": "/etc/k\u00f6ln/a\\b \U0001f600.pem"}
+    ready = for_run(read_properties(SHIPPED + r"models=https?://.*\\.mar", "the file"), PORTS, tls, container=False)
+    assert ready["certificate_file"] == r"/etc/k\u00f6ln/a\\b \ud83d\ude00.pem"
+    assert ready["models"] == r"https?://.*\\.mar"
+
+
 # ---- certificates and tokens ----
 
 

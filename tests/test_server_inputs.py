@@ -202,7 +202,7 @@ def test_limits(server, expected):
     [
         {"describe": "True"},
         {"hold-until": "99999999999"},
-        {"describe": "True", "hold-until": "99999999999"},
+        {"describe": "True", "hold-until": "99999999999", "refuse": "True"},
         {"X-Odd": b"\xff\xfe\xe9"},
         {"X-Empty": ""},
         {"body": "x", "data": "y"},

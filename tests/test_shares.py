@@ -2,9 +2,25 @@
 
 import pytest
 
-from src.serving.shares import Counts, Shares, shares, worse
+from src.serving.management import Service
+from src.serving.shares import Counts, Shares, count_answers, shares, worse
+from tests.file_server import serve
 
 CALM = Shares(1000, 0.02, 0.001)
+METRICS = b"""# TYPE ts_inference_requests_total counter
+ts_inference_requests_total{model_name="clothing",model_version="1.0",hostname="a",} 9000.0
+ts_inference_requests_total{model_name="clothing_small",model_version="1.0",hostname="a",} 30.0
+ts_inference_requests_total{model_name="clothing_small",model_version="2.0",hostname="a",} 12.0
+Requests4XX{Level="Host",Hostname="a",} 5.0
+Requests5XX{Level="Host",Hostname="a",} 3.0
+"""
+
+
+def test_the_requests_are_those_of_the_model_alone():
+    """Those of a busy neighbour would hide the failures of a model that few ask."""
+    with serve({"metrics": METRICS}) as server:
+        counts = [count_answers(Service(name, metrics=server.url)) for name in ("clothing", "clothing_small", "other")]
+    assert counts == [Counts(9000, 5, 3), Counts(42, 5, 3), Counts(0, 5, 3)]
 
 
 def test_our_own_requests_do_not_dilute_the_shares():

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from src.data.datamodule import load_split
 from src.export.engine import load_engine, origin_path
 from src.export.onnx import write_onnx
 from src.export.quantization import TENSORRT, quantize
@@ -23,7 +24,6 @@ from src.inference.onnx_runtime import WEIGHTS_KEY, OnnxRuntime
 from src.models import ModelConfig, build_classifier, save_model
 from src.models.storage import weights_sha256
 from src.preprocessing import Preprocessing
-from src.training.predictions import load_images
 from tests.conftest import ROOT, run_script
 from tests.drawing import GARMENTS, draw_garment, encode
 
@@ -169,7 +169,7 @@ def test_what_is_no_source_of_an_engine(model, overrides, spoil, precision, said
 def test_int8_for_tensorrt_is_symmetric_and_close(model, drawn, tmp_path):
     """ONNX Runtime runs what TensorRT would read: int8 alone, zero points of 0, float biases."""
     config = ModelConfig.load(model / "config.json")
-    images, labels = load_images(drawn, "validation", model, config)
+    images, labels = load_split(drawn, "validation")
     path, _ = quantize(model / "model.onnx", tmp_path, images[:25], images, labels, TENSORRT)
     graph = onnx.load(path).graph
     values = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
@@ -222,7 +222,7 @@ def test_the_benchmark_says_what_it_measured(model):
 def test_an_engine_gives_the_classes_of_torch(model, overrides, drawn, tmp_path, capsys, precision):
     engine, image = model / "model.engine", tmp_path / "bag.png"
     assert main(["build", str(model / "model.onnx"), str(engine), "8", precision, *overrides]) == 0
-    images, _ = load_images(drawn, "test", model, ModelConfig.load(model / "config.json"))
+    images, _ = load_split(drawn, "test")
     wanted = Predictor.load(model).probabilities(images)
     found = load_engine(engine, model).probabilities(images)
     np.testing.assert_allclose(found, wanted, atol={"fp32": 1e-4, "fp16": 0.02, "int8": 0.05}[precision])

@@ -1,5 +1,6 @@
 """What training leaves in MLflow, read back from real stores: SQLite files and a running server."""
 
+import hashlib
 import json
 import os
 import signal
@@ -7,18 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import boto3
 import mlflow
 import pytest
 import yaml
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
 
 from src.config import load_config
 from src.serving.ports import free_ports
-from src.training.tracking import TrackingError, dvc_data_hash, git_commit, log_evaluation, log_results, open_run
+from src.training.tracking import (
+    TrackingError,
+    dvc_data_hash,
+    git_commit,
+    log_evaluation,
+    log_going_on,
+    log_results,
+    open_run,
+)
 from tests.conftest import ROOT
 from tests.mlflow_store import new_store
 from tests.pipeline_copy import pipeline_folder
+from tests.s3_server import EVERYTHING, checked_s3
 from tests.waiting import wait_until_answers
 
 EXPERIMENT = "fashion-mnist-classification"
@@ -139,14 +149,14 @@ def test_server_named_by_the_environment(server, store, tmp_path, monkeypatch):
         run = open_run(config)
         run.log_metrics({"val_accuracy": accuracy, "epoch": 3}, step=100)
         measured = {"best_val_accuracy": accuracy, "test_accuracy": accuracy}
-        log_results(run, config, "weights", measured, [plot, tmp_path / "absent.txt"])
+        log_results(run, config, "weights", measured, [plot, tmp_path / "absent.txt"], {"training.log": "epoch 0"})
         run.finalize("success")
     best = best_run()
     assert best["metrics.test_accuracy"] == 0.9
     assert best["params.training.epochs"] == "7"
     client = MlflowClient(server)
     assert [point.step for point in client.get_metric_history(best["run_id"], "val_accuracy")] == [3]
-    assert artifact_paths(client, best["run_id"]) == {"config.yaml", "loss.png"}
+    assert artifact_paths(client, best["run_id"]) == {"config.yaml", "loss.png", "training.log"}
     mlflow.set_tracking_uri(store)
     assert mlflow.search_runs(search_all_experiments=True).empty, "nothing went to the local store"
 
@@ -161,19 +171,25 @@ def test_a_run_that_left_no_model_is_never_best():
 
 def test_going_on_with_a_run_adds_to_it():
     config = load_config(ROOT / "configs" / "config.yaml")
-    first = open_run(config)
+    first = open_run(config, tags={"git_commit": "of the first part"})
     first.log_metrics({"val_accuracy": 0.5, "epoch": 0})
-    again = open_run(config, first.run_id)
+    first.finalize("failed")
+    again = open_run(config, first.run_id, {"git_commit": "of the second"})
+    log_going_on(again, 1, 2)
     again.log_metrics({"val_accuracy": 0.6, "epoch": 1})
     history = MlflowClient().get_metric_history(first.run_id, "val_accuracy")
     assert [(point.step, point.value) for point in history] == [(0, 0.5), (1, 0.6)]
+    run = MlflowClient().get_run(first.run_id)
+    assert run.info.status == "RUNNING"
+    expected = {"git_commit": "of the second", "resumed_from_epoch": "1", "resumed_num_epochs": "2"}
+    assert expected.items() <= run.data.tags.items()
 
 
 def test_evaluation_joins_the_run_that_trained(tmp_path):
     config = load_config(ROOT / "configs" / "config.yaml")
     log_evaluation(config, "ours", {"accuracy": 0.8}, [])  # a model that was trained elsewhere
     run = open_run(config)
-    log_results(run, config, "ours", {}, [])
+    log_results(run, config, "ours", {}, [], {})
     checkpoints = tmp_path / config.paths.checkpoints
     checkpoints.mkdir(parents=True)
     (checkpoints / "run_id").write_text(run.run_id)
@@ -212,43 +228,72 @@ def test_a_database_whose_driver_is_missing_is_named_without_its_password():
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("keys", [{}, {"AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "wrong"}])
-def test_artifacts_that_s3_does_not_take_are_an_error_with_the_remedy(keys, tmp_path, monkeypatch):
+@pytest.fixture
+def keys(tmp_path, monkeypatch):
+    """The keys of a bucket in an S3 that checks them, where the experiment's artifacts go; none is set."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)  # it has no bucket
-    s3.start()
-    settings = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1", "HOME": str(tmp_path)}
-    endpoint = "http://{}:{}".format(*s3.get_host_and_port())
-    for name, value in (settings | keys | {"MLFLOW_S3_ENDPOINT_URL": endpoint}).items():
+    with checked_s3("my-bucket", EVERYTHING) as (endpoint, found):
+        settings = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "us-east-1", "HOME": str(tmp_path)}
+        for name, value in (settings | {"MLFLOW_S3_ENDPOINT_URL": endpoint}).items():
+            monkeypatch.setenv(name, value)
+        boto3.setup_default_session()  # the one of an earlier test remembers its keys
+        MlflowClient().create_experiment(EXPERIMENT, artifact_location="s3://my-bucket/mlflow")
+        yield found
+
+
+def test_artifacts_go_to_s3_and_come_back(keys, tmp_path, monkeypatch):
+    for name, value in keys.items():
         monkeypatch.setenv(name, value)
-    MlflowClient().create_experiment(EXPERIMENT, artifact_location="s3://absent/mlflow")
+    (tmp_path / "loss.png").write_bytes(b"a plot")
     config = load_config(ROOT / "configs" / "config.yaml")
     run = open_run(config)
-    try:
-        with pytest.raises(TrackingError, match=r"cannot store artifacts: .*; check AWS_ACCESS_KEY_ID"):
-            log_results(run, config, "weights", {}, [])
-    finally:
-        s3.stop()
+    log_results(run, config, "weights", {}, [tmp_path / "loss.png"], {"training.log": "epoch 0"})
+    assert artifact_paths(MlflowClient(), run.run_id) == {"config.yaml", "loss.png", "training.log"}
+    found = mlflow.artifacts.download_artifacts(run_id=run.run_id, artifact_path="loss.png", dst_path=f"{tmp_path}/got")
+    assert Path(found).read_bytes() == b"a plot"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (lambda keys: {}, "Unable to locate credentials"),
+        (lambda keys: keys | {"AWS_ACCESS_KEY_ID": "wrong"}, "InvalidAccessKeyId"),
+        (lambda keys: keys | {"AWS_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch"),
+    ],
+    ids=["none", "unknown", "wrong secret"],
+)
+def test_artifacts_that_s3_does_not_take_are_an_error_with_the_remedy(given, reason, keys, monkeypatch):
+    for name, value in given(keys).items():
+        monkeypatch.setenv(name, value)
+    config = load_config(ROOT / "configs" / "config.yaml")
+    run = open_run(config)
+    with pytest.raises(TrackingError, match=rf"cannot store artifacts: .*{reason}.*; check AWS_ACCESS_KEY_ID"):
+        log_results(run, config, "weights", {}, [], {})
+
+
+PREPARED = "stages: {{prepare: {{outs: [{{path: data/x, md5: abc.dir}}, {{path: metrics/data_info.yaml, md5: {}}}]}}}}"
 
 
 @pytest.mark.parametrize(
     ("lock", "expected"),
     [
-        (None, ""),
-        ("", ""),
-        ("stages: {train: {outs: [{path: models, md5: 1}]}}", ""),
-        ("stages: {prepare: {outs: [{path: data/x, md5: abc.dir}]}}", "abc.dir"),
+        (None, "ours"),
+        ("", "ours"),
+        ("stages: {train: {outs: [{path: models, md5: 1}]}}", "ours"),
+        ("stages: {prepare: {outs: [{path: data/x, md5: abc.dir}]}}", "ours"),
+        (PREPARED.format(hashlib.md5(b"data_hash: ours", usedforsecurity=False).hexdigest()), "abc.dir"),
+        (PREPARED.format("that-of-other-data"), "ours"),
     ],
 )
-def test_data_hash_from_the_lock(tmp_path, lock, expected):
+def test_data_hash_from_the_lock_of_the_data_that_lies_here(tmp_path, lock, expected):
     if lock is not None:
         (tmp_path / "dvc.lock").write_text(lock)
     config = load_config(ROOT / "configs" / "config.yaml", ["data.directory=data/x"])
-    assert dvc_data_hash(config) == expected
+    assert dvc_data_hash(config) == ""
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "data_info.yaml").write_text("data_hash: ours")
-    assert dvc_data_hash(config) == (expected or "ours")
+    assert dvc_data_hash(config) == expected
 
 
 def test_no_commit_outside_a_repository(tmp_path, monkeypatch):

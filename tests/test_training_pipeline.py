@@ -1,6 +1,7 @@
 """src/training end to end on drawn images: what a run leaves, that it repeats, resumes, and never sees the test set."""
 
 import csv
+import logging
 import os
 import queue
 import shutil
@@ -9,18 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 
 from src.data.datamodule import load_split
 from src.inference import Predictor
-from src.models import ModelError, list_architectures, load_model
+from src.models import ModelConfig, ModelError, list_architectures, load_model
 from src.training.fitting import choose_precision
 from src.training.recipe import load_recipe
 from src.training.train import train
@@ -202,6 +205,7 @@ def test_another_network_trains(tiny_overrides, tiny_config):
         (["training.batch_size=1000"], "training.batch_size is 1000"),
         (["augmentation.erasing=2"], "augmentation.erasing is 2"),
         (["training.epochs=0"], "training.epochs is 0; it must be at least 1"),
+        (["training.restarts=[ten]"], "training.restarts is ['ten']; it must hold whole numbers"),
         (["training.freeze_backbone=true"], "would stay random: set model.resnet.pretrained or weights"),
         (["preprocessing.height=32"], "preprocessing.height is 32, but"),
     ],
@@ -228,6 +232,15 @@ def test_a_run_that_cannot_begin_leaves_the_one_before_it(tiny_config):
     assert after.keys() == before.keys()
     assert after["mine.txt"] == b"kept"
     assert all(after[name] != before[name] for name in ("best.ckpt", "last.ckpt", "run_id"))
+
+
+def test_a_training_that_diverged_leaves_the_models_as_they_were(tiny_config):
+    train(tiny_config("training.epochs=1"))
+    folders = [Path(tiny_config().paths[which]) for which in ("best_model", "final_model")]
+    before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"64 of 64 validation images with NaN .* a smaller training\.learning_rate"):
+        train(tiny_config("training.epochs=1", "training.learning_rate=1e30"))
+    assert {path: path.read_bytes() for folder in folders for path in folder.iterdir()} == before
 
 
 def test_data_that_is_not_prepared_names_the_command(tiny_config, tmp_path):
@@ -272,6 +285,89 @@ def test_a_run_that_goes_on_with_another_length_says_so_in_its_recipe(elsewhere)
 
 
 @pytest.mark.parametrize(
+    "schedule",
+    [
+        ["training.schedule=plateau", "training.plateau_patience=0", "training.learning_rate=1"],
+        ["training.schedule=one_cycle", "training.restarts=[2]"],
+    ],
+    ids=["plateau", "restarts"],
+)
+def test_a_run_in_two_parts_has_the_rates_and_weights_of_one(elsewhere, schedule):
+    whole = elsewhere("whole", "training.epochs=4", *schedule)
+    expected = train(whole)
+    if "training.schedule=plateau" in schedule:
+        losses = [float(row["val_loss"]) for row in history(whole)]
+        assert losses[1] > losses[0], "the epoch before the interruption must be what lowers the rate"
+    train(elsewhere("parts", "training.epochs=2", *schedule))
+    parts = elsewhere("parts", "training.epochs=4", *schedule, "training.resume=true")
+    assert train(parts) == expected
+    for which in ("best_model", "final_model"):
+        assert same(weights(parts, which), weights(whole, which))
+    rows = history(parts), history(whole)
+    for one in rows:
+        del one[1]["learning_rate"]  # the rate after the epoch: a restart was still unknown to the first part
+    assert rows[0] == rows[1]
+
+
+def test_a_run_goes_on_in_a_moved_folder_with_its_best_epoch(elsewhere):
+    wrecked = [
+        "training.schedule=step",
+        "training.step_epochs=2",
+        "training.step_gamma=400",
+        "training.monitor=val_loss",
+    ]
+    first = elsewhere("first", "training.epochs=2", *wrecked)
+    train(first)
+    moved = elsewhere("moved", "training.epochs=3", *wrecked, "training.resume=true")
+    shutil.move(first.paths.checkpoints, moved.paths.checkpoints)
+    train(moved)
+    losses = [float(row["val_loss"]) for row in history(moved)]
+    assert losses[2] > min(losses[:2]), "the third epoch is not the best"
+    assert same(weights(moved), weights(first))
+    assert not Path(first.paths.checkpoints).exists()
+    (Path(moved.paths.checkpoints) / "best.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"best\.ckpt does not exist; start without it"):
+        train(moved)
+
+
+def test_a_run_that_goes_on_says_so_and_has_its_own_part_of_the_log(tiny_config, tmp_path, caplog):
+    log = tmp_path / "logs" / "training.log"
+    log.parent.mkdir()
+    log.write_text("of another run\n")
+    caplog.set_level(logging.INFO, "src")
+    handler = logging.FileHandler(log)
+    logging.getLogger("src").addHandler(handler)
+    try:
+        train(tiny_config("training.epochs=1"))
+        train(tiny_config("training.epochs=2", "training.resume=true"))
+    finally:
+        logging.getLogger("src").removeHandler(handler)
+        handler.close()
+    config = tiny_config()
+    client, run_id = MlflowClient(config.tracking.uri), (Path(config.paths.checkpoints) / "run_id").read_text()
+    run = client.get_run(run_id)
+    assert run.data.params["num_epochs"] == "1"
+    assert {"resumed_from_epoch": "1", "resumed_num_epochs": "2"}.items() <= run.data.tags.items()
+    names = ("training.log", "training_resumed.log")
+    first, second = (Path(client.download_artifacts(run_id, name)).read_text() for name in names)
+    assert first.startswith("MLflow run")
+    assert "epoch epoch 0 " in first
+    assert "epoch epoch 1 " not in first
+    assert second.startswith("MLflow run")
+    assert "epoch epoch 1 " in second
+    assert log.read_text() == f"of another run\n{first}{second}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+@pytest.mark.parametrize("override", ["training.precision=fp16", "training.accelerator=cuda"])
+def test_a_device_or_precision_that_there_is_not_leaves_no_run(tiny_config, override):
+    config = tiny_config(override)
+    with pytest.raises((ValueError, MisconfigurationException), match=r"fp16|CUDA"):
+        train(config)
+    assert MlflowClient(config.tracking.uri).get_experiment_by_name(config.tracking.experiment) is None
+
+
+@pytest.mark.parametrize(
     ("name", "accelerator", "precision"),
     [("auto", "cpu", "32-true"), ("bf16-mixed", "cpu", "bf16-mixed"), ("16-mixed", "auto", "16-mixed")],
 )
@@ -292,7 +388,7 @@ def test_the_last_layer_alone_is_trained_of_a_model_that_is_trained(elsewhere):
     assert changed == {name for name in before if name.startswith("network.head")}
 
 
-def test_training_begins_with_the_weights_of_another_model(elsewhere):
+def test_training_begins_with_the_weights_of_another_model(elsewhere, caplog):
     first = elsewhere("first", "training.epochs=2")
     train(first)
     still = ["training.epochs=1", "training.learning_rate=1e-9", f"training.start_from={first.paths.best_model}"]
@@ -301,6 +397,12 @@ def test_training_begins_with_the_weights_of_another_model(elsewhere):
     for name in (name for name in before if name.endswith("weight")):
         torch.testing.assert_close(after[name], before[name], msg=name)
     assert load_recipe(elsewhere("second").paths.best_model)["training"]["start_from"] == first.paths.best_model
+    assert "was trained on data" not in caplog.text
+    card = Path(first.paths.best_model) / "config.json"
+    other = replace(ModelConfig.load(card), data_hash="0123456789abcdef")
+    other.save(card)
+    train(elsewhere("second", *still))
+    assert f"{first.paths.best_model} was trained on data 0123456789ab, this is " in caplog.text
     wider = elsewhere("third", "model.resnet.widths=[8,8]", f"training.start_from={first.paths.best_model}")
     with pytest.raises(ValueError, match=r"training.start_from names .*, whose architecture_args is .*choose a model"):
         train(wider)

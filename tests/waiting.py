@@ -1,8 +1,11 @@
 """Waiting for what other processes do, a bounded time."""
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -27,6 +30,17 @@ def wait_until_answers(url: str, process: subprocess.Popen, log: Path, seconds: 
         return is_up(url)
 
     wait_until(answers, seconds, log.read_text)
+
+
+def stop(process: subprocess.Popen, seconds: float = TIMEOUT) -> None:
+    """SIGTERM to a process with a session of its own, of which nothing is left; TimeoutExpired if it must be killed."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    finally:
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(seconds)
 
 
 def is_up(url: str) -> bool:

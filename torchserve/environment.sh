@@ -9,12 +9,17 @@ make_environment() {  # one at a time: two checkouts may share it
     (flock 9; make_environment_alone "$place") 9>"$place.lock"
 }
 
+environment_is_made() {  # of today's requirements
+    [[ -f $venv/.requirements && $(<"$venv/.requirements") == "$(sha256sum torchserve/requirements.txt)" ]] \
+        && "$python" -c '' 2>/dev/null
+}
+
 make_environment_alone() {
-    local wanted; wanted=$(sha256sum torchserve/requirements.txt)
-    if [[ -f $venv/.requirements && $(<"$venv/.requirements") == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
+    if environment_is_made; then
         say "Environment $venv is there"
         return
     fi
+    local wanted; wanted=$(sha256sum torchserve/requirements.txt)
     say "Making the environment $venv from torchserve/requirements.txt"
     local base; base=$(command -v python3) || fail "python3 is missing; install Python 3.11 or newer"
     "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$base is older than Python 3.11; install a newer one"

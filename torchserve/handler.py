@@ -22,6 +22,7 @@ from src.preprocessing import ImageError
 JSON = "application/json"
 MAX_HOLD = 5.0  # seconds
 MAX_ROWS = 64  # that go through the network at once
+STOPPING = "this server stops; send the request to another one, or again when it is back"
 
 
 class ImageClassifierHandler:
@@ -32,6 +33,7 @@ class ImageClassifierHandler:
         FrameReader().install(otf_message_handler)
         logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker prints a line for every batch
         logging.getLogger("ts.metrics").setLevel(logging.INFO)  # metrics are log lines too
+        self.refusing = False
         properties = context.system_properties
         settings = context.model_yaml_config["handler"]
         self.runtime = settings["runtime"]
@@ -74,8 +76,11 @@ class ImageClassifierHandler:
         headers = {name.lower(): value for name, value in context.get_all_request_header(index).items()}
         try:
             if is_describe_request(request, headers):
+                self.refusing |= headers.get("refuse") == "True"  # src/serving/draining.py says why
                 self.hold(headers.get("hold-until", "0"))
                 return self.description
+            if self.refusing:
+                raise ImageError("busy", STOPPING)
             images, several = parse_request(request, str(headers.get("content-type", "")))
             before = self.batch.used
             for number, image in enumerate(images):

@@ -22,7 +22,7 @@ start_native() {
     rm -f "$run/logs.before"/*
     find "$run/logs" -type f -exec mv -t "$run/logs.before" {} +  # why the last server ended may stand in them
     # A worker's socket lies in the temporary folder, and a socket's path must stay below 108 bytes.
-    if ((${#run} < 80)); then mkdir -p "$run/tmp"; else ln -s "$(mktemp -d)" "$run/tmp"; fi
+    if (($(LC_ALL=C; echo "${#run}") < 80)); then mkdir -p "$run/tmp"; else ln -s "$(mktemp -d)" "$run/tmp"; fi
     local tmp; tmp=$(readlink -f "$run/tmp")
     mv "$run/next.properties" "$run/config.properties"
     local root=$PWD options=(--disable-token-auth) models=() name path

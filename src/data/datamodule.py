@@ -88,6 +88,11 @@ def load_data_info(metrics: str | Path) -> dict:
     return yaml.safe_load(path.read_text())
 
 
+def prepared_hash(metrics: str | Path) -> str:
+    """The data's hash in metrics/data_info.yaml; empty where there is none."""
+    return load_data_info(metrics)["data_hash"] if Path(metrics, "data_info.yaml").is_file() else ""
+
+
 def check_prepared(config) -> None:
     """Raises ValueError when the prepared images are not those of the config's ``preprocessing``."""
     info = load_data_info(config.paths.metrics)

@@ -41,8 +41,8 @@ def load_folders(config) -> Source:
 def find_location(config) -> Path:
     """The folder that holds the dataset; an archive is fetched if need be and unpacked below ``data.directory``.
 
-    ``data.location`` is looked for as it is, then in ``data.mirror``; ``data.url`` is the public source.
-    Raises DownloadError naming what was tried, ValueError when ``data.location`` is null.
+    ``data.location`` is looked for as it is, then in ``data.mirror``; ``data.url`` is the public source of the archive
+    that it names. Raises DownloadError naming what was tried, ValueError when ``data.location`` is null.
     """
     data = config.data
     raw = Path(data.directory) / "raw"
@@ -52,23 +52,28 @@ def find_location(config) -> Path:
             return path
         if path.is_file():
             return unpack(path, raw / _stem(path))
+    name = Path(data.location).name
+    url = data.url if names(data.url, name) else None
     if is_url(data.mirror):
-        name = Path(data.location).name
         try:
             # data.md5 is of the archive at data.url, where there is one.
             archive = fetch(data.location, None if data.url else data.md5, raw / name, [data.mirror])
             return unpack(archive, raw / _stem(archive))
         except DownloadError as error:
-            if not data.url:
+            if not url:
                 raise
             logger.warning("%s", error)
-    if data.url:
-        folder, name = data.url.rsplit("/", 1)
+    if url:
+        folder, name = url.rsplit("/", 1)
         return unpack(fetch(name, data.md5, raw / name, [folder]), raw / _stem(Path(name)))
+    places = " or ".join(map(str, tried))
+    if data.url or not data.homepage:
+        raise DownloadError(
+            f"data.location={data.location} does not exist (tried {places}); name the folder that holds your images"
+        )
     raise DownloadError(
-        f"{data.location} is not at {' or '.join(map(str, tried))}, and nobody may hand it on; "
-        f"get it from {data.homepage} and name the folder that holds it (DATA_MIRROR=/folder) or itself "
-        "(data.location=/path)"
+        f"{data.location} is not at {places} and cannot be downloaded from here; get it from {data.homepage} and name "
+        f"the folder with the class folders: data.location=/path (or DATA_MIRROR=/folder that holds {data.location})"
     )
 
 
@@ -86,6 +91,11 @@ def local_paths(config) -> list[Path]:
 def is_url(mirror: str | None) -> bool:
     """Whether ``data.mirror`` is a URL, not a local folder."""
     return mirror is not None and mirror.startswith(("http://", "https://"))
+
+
+def names(url: str | None, location: str) -> bool:
+    """Whether a part of ``url`` is ``location``'s name, so that it is the public source of that and of nothing else."""
+    return url is not None and _stem(Path(location)) in [_stem(Path(part)) for part in url.split("/")]
 
 
 def _stem(path: Path) -> str:

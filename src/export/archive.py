@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import lzma
+import os
 import re
 import stat
 import tempfile
@@ -43,6 +44,8 @@ UNREADABLE = (
     yaml.YAMLError,
 )
 RESERVED = ("all", "draining")  # /models/NAME/all is every version; src/serving/draining.py registers the other
+DESCRIPTOR = 8  # the bit of a zip entry's flags that says its lengths stand behind it
+END = b"PK\5\6" + bytes(18)  # a zip's last record; it ends with the length of a comment
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 
 
@@ -97,6 +100,7 @@ def check_content(path: Path) -> None:
             check_names(archive.infolist(), path)
             if broken := archive.testzip():
                 raise ArchiveError(f"{path} is damaged: {broken} does not match its CRC; {REBUILD}")
+            check_headers(archive, path)
             settings = yaml.safe_load(archive.read(MODEL_SETTINGS))
             check_settings(settings, set(archive.namelist()), path)
             check_manifest(json.loads(archive.read(MANIFEST)), set(archive.namelist()), path)
@@ -134,6 +138,26 @@ def check_names(entries: list[zipfile.ZipInfo], path: Path) -> None:
         raise ArchiveError(f"{path} holds {', '.join(twice)} twice; do not serve it")
     if missing := [name for name in REQUIRED if name not in names]:
         raise ArchiveError(f"{path} misses {', '.join(missing)}; {REBUILD}")
+
+
+def check_headers(archive: zipfile.ZipFile, path: Path) -> None:
+    """The header before each file says what the list at the end says, and nothing else lies in the zip: TorchServe
+    unpacks by the headers, from the first byte on, and never reads the list."""
+    place = 0
+    with path.open("rb") as file:
+        for entry in archive.infolist():
+            stored = entry.compress_type == zipfile.ZIP_STORED
+            # By an extra field, a descriptor behind the data or two lengths Java may take another length than Python.
+            unclear = entry.extra or entry.flag_bits & DESCRIPTOR or (stored and entry.compress_size != entry.file_size)
+            file.seek(place)
+            header = entry.FileHeader()
+            if unclear or entry.header_offset != place or file.read(len(header)) != header:
+                raise ArchiveError(f"{path}: at byte {place} is not {entry.filename!r} as it is listed; {REBUILD}")
+            place += len(header) + entry.compress_size
+        file.seek(-len(END), os.SEEK_END)
+        end = file.read()
+    if place != archive.start_dir or (end[:4], end[-2:]) != (END[:4], END[-2:]):
+        raise ArchiveError(f"{path} holds more than the files that it lists; {REBUILD}")
 
 
 def check_settings(settings: object, names: set[str], path: Path) -> None:

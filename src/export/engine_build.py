@@ -46,7 +46,7 @@ def build(config, source: Path, target: Path, batch: int, precision: str, trtexe
     quantized = is_quantized(source)
     if quantized and precision != "int8":
         raise EngineError(f"{source} is quantised; {precision} takes the FP32 file, such as {source.parent}/model.onnx")
-    images, labels = load_images(config.data.directory, "validation", source.parent, card)
+    images, labels = load_images(config, "validation", source.parent, card)
     reference = Predictor(TorchRuntime(model, fold=False), card)
     method = None
     partial = target.with_name(f".{target.name}.part")

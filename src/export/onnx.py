@@ -50,7 +50,7 @@ def export(config, model_path: str | Path) -> dict[str, float]:
     check_opset(config.export.opset)
     folder = Path(model_path)
     model, card = load_model(folder)
-    images, labels = load_images(config.data.directory, "validation", folder, card)
+    images, labels = load_images(config, "validation", folder, card)
     calibration = calibration_images(config)
     reference = Predictor(TorchRuntime(model, fold=False), card)
     wanted = in_batches(reference.probabilities, images, BATCH, "PyTorch")
@@ -58,17 +58,17 @@ def export(config, model_path: str | Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as work:
         plain = Path(work) / "model.onnx"
         write_onnx(model, card, plain, config.export.opset)
-        result = check(OnnxRuntime(plain), card, images, labels, wanted)
         with removed_if_refused(folder / FILES["onnx"]):
+            result = check(OnnxRuntime(plain), card, images, labels, wanted)
             if result["max_difference"] > MAX_DIFFERENCE:
                 raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, over {MAX_DIFFERENCE}")
         keep(plain, folder / FILES["onnx"], metadata)
         small, method = quantize(plain, Path(work), calibration, images, labels)
-        quantized = check(OnnxRuntime(small), card, images, labels, wanted)
         logger.info("INT8 is calibrated by %s", method)
-        loss = result["accuracy"] - quantized["accuracy"]
         others = "onnx" if card.architecture in NEED_TIMM else "onnx or torch"
         with removed_if_refused(folder / FILES["onnx-int8"]):
+            quantized = check(OnnxRuntime(small), card, images, labels, wanted)
+            loss = result["accuracy"] - quantized["accuracy"]
             check_loss("INT8", loss, len(images), config, f"serve with --runtime {others}")
         keep(small, folder / FILES["onnx-int8"], metadata | {"calibration": method})
     return {f"onnx_{key}": value for key, value in result.items()} | {f"int8_{k}": v for k, v in quantized.items()}
@@ -119,7 +119,7 @@ def check(runtime, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wa
     """What a loaded file makes of ``images``: accuracy, and how far its probabilities are from ``wanted``.
 
     ``runtime``: OnnxRuntime or TensorRtRuntime. Several batch sizes are compared. Raises ModelError or EngineError when
-    it does not fit ``card``.
+    it does not fit ``card``, ExportError when an answer of it or of ``wanted`` is no number.
     """
     spec, path = card.preprocessing, runtime.path
     runtime.check_shape((spec.channels, spec.height, spec.width), len(card.class_names))
@@ -127,6 +127,10 @@ def check(runtime, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wa
     found = in_batches(predictor.probabilities, images, BATCH, path.name)
     few = images[: 2 * max(SMALL_BATCHES)]
     others = [in_batches(predictor.probabilities, few, size, path.name) for size in SMALL_BATCHES]
+    remedies = {"PyTorch": ([wanted], "train the model again"), path.name: ([found, *others], "take another runtime")}
+    for name, (answers, remedy) in remedies.items():
+        if not all(np.isfinite(part).all() for part in answers):  # no comparison with a limit would fail
+            raise ExportError(f"{name} answers some validation images with NaN; {remedy}")
     result = {
         "accuracy": float((found.argmax(1) == labels).mean()),
         "max_difference": max(

@@ -1,6 +1,7 @@
 """The Predictor: a list of image bytes in, a list of predictions out."""
 
 import io
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,14 @@ def calibrate(logits: np.ndarray, temperature: float, exponent: float) -> np.nda
 @dataclass(frozen=True)
 class Prediction:
     """``predicted_class``: index into the class names; ``probabilities``: by class name, summing to 1;
-    ``uncertain``: the confidence is below the model's ``uncertain_below``, so a person should look."""
+    ``uncertain``: the confidence is below the model's ``uncertain_below``, so a person should look. A network that
+    computes no numbers leaves None in their place, and is uncertain."""
 
     predicted_class: int
     predicted_label: str
-    confidence: float
+    confidence: float | None
     uncertain: bool
-    probabilities: dict[str, float]
+    probabilities: dict[str, float | None]
 
 
 def attempt(read: Callable[..., T], *arguments) -> T | ImageError:
@@ -98,7 +100,9 @@ class Predictor:
         names = self.config.class_names
         best = int(probabilities.argmax())
         values = probabilities.tolist()
-        uncertain = values[best] < self.config.uncertain_below
+        uncertain = not values[best] >= self.config.uncertain_below  # so is NaN
+        if uncertain and math.isnan(values[best]):
+            values = [None] * len(values)  # null: JSON has no NaN
         return Prediction(best, names[best], values[best], uncertain, dict(zip(names, values, strict=True)))
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from src.serving.management import Service
-from src.serving.scaling import QUIET, do_when_idle, waiting
-
-VERSION = "draining"
+from src.serving.management import Service, count_ready
+from src.serving.scaling import DRAINING, HOLD, hold_and_do, waiting
 
 
 def drain(service: Service, store: Path, seconds: float, say: Callable) -> bool:
@@ -19,20 +17,39 @@ def drain(service: Service, store: Path, seconds: float, say: Callable) -> bool:
     A version without workers becomes the default, so that new requests get 503 at once, while the workers of the
     others answer what is in their queues. It is for a server that stops next: nothing puts the old default back.
     """
-    versions = service.versions()
-    if VERSION not in versions:
-        register_without_workers(service, store)
-    service.manage(f"/{VERSION}/set-default", "PUT")
-    say("new requests are refused (503)")
     deadline = time.monotonic() + seconds
-    for version in versions:
-        if version == VERSION:
-            continue
-        if not do_when_idle(service, version, deadline - time.monotonic(), lambda: True, QUIET / 5):
+    versions = service.versions()
+    if DRAINING not in versions:
+        register_without_workers(service, store)
+    service.manage(f"/{DRAINING}/set-default", "PUT")
+    say("new requests are refused (503)")
+    for version in versions.keys() - {DRAINING}:
+        if not refuse(service, version, deadline):
             left = waiting(service.describe(version))
-            say(f"after {seconds:g} s version {version} is still asked for or busy; {left} requests wait in its queue")
+            say(f"after {seconds:g} s version {version} is still busy; {left} requests wait in its queue")
             return False
     say("every request that was taken is answered")
+    return True
+
+
+def refuse(service: Service, version: str, deadline: float) -> bool:
+    """True once every worker of ``version`` has answered all it took and answers 503 to the rest; False if not by
+    ``deadline`` (time.monotonic()). Raises OSError.
+
+    A request that names the version reaches its workers whatever the default is, and TorchServe 0.12 would unregister
+    it with all that waits in its queue. So each worker is told (torchserve/handler.py), by a request that comes after
+    those in the queue and holds it until the others have been told, too.
+    """
+    hold = HOLD / 8
+    while not hold_and_do(service, version, count_ready(service.describe(version)), lambda: True, hold, refuse="True"):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        hold = min(HOLD / 2, 2 * hold, left)  # short at first, for callers wait meanwhile; longer where batches are
+    while waiting(service.describe(version)):  # what came while they were held
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
     return True
 
 
@@ -51,12 +68,12 @@ def register_without_workers(service: Service, store: Path) -> None:
 
 def empty_archive(store: Path, model: str) -> Path:
     """Where the archive of the version without workers lies."""
-    return store / f"{model}-{VERSION}.mar"
+    return store / f"{model}-{DRAINING}.mar"
 
 
 def write_empty_archive(store: Path, model: str) -> None:
     """Write an archive that holds nothing but a name; where that fails nothing is left of it. Raises OSError."""
-    named = {"modelName": model, "modelVersion": VERSION, "handler": "handler.py"}
+    named = {"modelName": model, "modelVersion": DRAINING, "handler": "handler.py"}
     archive = empty_archive(store, model)
     partial = archive.with_name(f".{archive.name}.part")
     try:

@@ -55,7 +55,8 @@ class Metrics:
         """The classes predicted for one request, and the confidence of the first."""
         for label, count in Tally(item.predicted_label for item in predictions).items():
             self.predictions[label].inc(count)
-        self.confidence.observe(predictions[0].confidence)
+        if predictions[0].confidence is not None:
+            self.confidence.observe(predictions[0].confidence)
 
     def count_rejected(self, reason: str) -> None:
         """One request answered 400."""

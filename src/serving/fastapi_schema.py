@@ -12,9 +12,9 @@ class Answer(BaseModel):
 
     predicted_class: int = Field(description="index of the class", examples=[1])
     predicted_label: str = Field(description="its name", examples=["Trouser"])
-    confidence: float = Field(description="its probability", examples=[0.9948])
+    confidence: float | None = Field(description="its probability; null for NaN", examples=[0.9948])
     uncertain: bool = Field(description="the confidence is low: let a person look")
-    probabilities: dict[str, float] = Field(description="by class, summing to 1", examples=[{"Trouser": 0.9948}])
+    probabilities: dict[str, float | None] = Field(description="by class, summing to 1", examples=[{"Trouser": 0.9948}])
     model_version: str = Field(description="which version answered", examples=["1.0"])
 
 

@@ -11,6 +11,7 @@ from src.export.archive import MANIFEST, verify
 from src.serving.golden import Item, answer_golden, compare
 from src.serving.management import SLOW, Service, check_ready, count_ready, wait_ready
 from src.serving.retiring import curl, retire_or_say, with_valid_keys
+from src.serving.scaling import describe_default
 from src.serving.shares import Shares, count_answers, shares, worse
 from src.serving.store import Store
 
@@ -98,7 +99,7 @@ def replace_default(
 
     Returns the version before it, and goes back to that when anything fails. Raises NotBack when that fails, too.
     """
-    old = service.describe()
+    old = describe_default(service)
     old_version, begun, asked = old["modelVersion"], count_answers(service), False
     if version == old_version:
         raise RolloutError(f"version {version} serves already")

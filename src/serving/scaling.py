@@ -10,6 +10,19 @@ from src.serving.management import SLOW, NotReady, Service, count_ready, wait_re
 
 HOLD = 3.0  # seconds that workers wait while others are removed; at most MAX_HOLD of torchserve/handler.py
 QUIET = 1.0  # seconds without a request after which a version is taken to be unused
+DRAINING = "draining"  # the version without workers that src/serving/draining.py makes the default
+
+
+def describe_default(service: Service) -> dict:
+    """TorchServe's description of the default version. Raises OSError, and NotReady when the server is drained: the
+    default then has nothing that a worker could run, and the workers of the others refuse what they get."""
+    default = service.describe()
+    if default["modelVersion"] == DRAINING:
+        raise NotReady(
+            f"{service.model} is drained and its server is to stop; start it again: ./run_torchserve.sh with the same "
+            "options, or docker restart"
+        )
+    return default
 
 
 def scale(service: Service, workers: int) -> int:
@@ -22,7 +35,7 @@ def scale(service: Service, workers: int) -> int:
 
     Not ``synchronous=true``: the thread that waits then is one of the few that take requests, and its clients wait too.
     """
-    default = service.describe()
+    default = describe_default(service)
     version, current = default["modelVersion"], len(default["workers"])
 
     def change() -> bool:
@@ -75,15 +88,16 @@ def is_race(error: Refused) -> bool:
     return error.status == 500 and "NullPointerException" in str(error)
 
 
-def hold_and_do(service: Service, version: str, workers: int, action: Callable[[], bool], hold: float = HOLD) -> bool:
+def hold_and_do(
+    service: Service, version: str, workers: int, action: Callable[[], bool], hold: float = HOLD, **headers: str
+) -> bool:
     """``action()`` while every worker of ``version`` is held, ``hold`` seconds at most; False, without it, when they
-    are not all held in half of that."""
+    are not all held in half of that. ``headers``: more of the request that holds a worker."""
     before, until = service.total("Holds", ModelName=service.model), time.time() + hold
+    headers["hold-until"] = str(until)
     with ThreadPoolExecutor(max(1, workers)) as requests:
         for _ in range(workers):
-            requests.submit(
-                service.manage, f"/{quote(version)}?customized=true", timeout=hold, headers={"hold-until": str(until)}
-            )
+            requests.submit(service.manage, f"/{quote(version)}?customized=true", timeout=hold, headers=headers)
         while service.total("Holds", ModelName=service.model) < before + workers:
             if time.time() > until - hold / 2:
                 return False

@@ -7,6 +7,7 @@ written here has one value for each key. Needs only the standard library.
 
 import argparse
 import ipaddress
+import json
 import os
 import re
 import sys
@@ -33,7 +34,7 @@ class SettingsError(ValueError):
 
 
 def read_properties(text: str, name: str) -> dict[str, str]:
-    """The settings in a .properties file, ``key=value`` a line. Raises SettingsError."""
+    """The settings in a .properties file, ``key=value`` a line, with their escapes. Raises SettingsError."""
     found: dict[str, str] = {}
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line[0] in "#!":
@@ -45,6 +46,11 @@ def read_properties(text: str, name: str) -> dict[str, str]:
             raise SettingsError(f"{name} sets {parts[1]} twice; remove one of the two")
         found[parts[1]] = parts[2]
     return found
+
+
+def for_java(value: object) -> str:
+    """A value as a .properties file must hold it, which Java reads as ISO-8859-1 with escapes: those of JSON."""
+    return json.dumps(str(value))[1:-1]
 
 
 def is_loopback(host: str) -> bool:
@@ -78,13 +84,13 @@ def check(settings: dict[str, str], secure: bool, name: str) -> None:
 
 def for_run(settings: dict[str, str], ports: list[str], tls: dict[str, str], container: bool) -> dict[str, str]:
     """The settings with this run's ports, gRPC on any free loopback port, and TLS where ``tls`` is not empty."""
-    ready = SAFE | settings | tls
+    ready = SAFE | settings | {key: for_java(value) for key, value in tls.items()}
     for api, port in zip(APIS, ports, strict=True):
         host = EVERY_INTERFACE if container else ADDRESS.fullmatch(settings[f"{api}_address"])[1]
         ready[f"{api}_address"] = f"http{'s' if tls else ''}://{host}:{port}"
     folder = CONTAINER if container else SOURCE.parent.absolute()
     return ready | {
-        "grpc_inference_port": "0", "grpc_management_port": "0", "metrics_config": str(folder / "metrics.yaml"),
+        "grpc_inference_port": "0", "grpc_management_port": "0", "metrics_config": for_java(folder / "metrics.yaml"),
     }  # fmt: skip
 
 

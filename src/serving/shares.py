@@ -10,7 +10,7 @@ LEAST = 20  # requests of others; the share of 4xx among fewer tells nothing
 
 
 class Counts(NamedTuple):
-    """Since the server started: the requests for predictions, and the answers of 4xx and 5xx."""
+    """Since the server started: the requests for the model's predictions, and the server's answers of 4xx and 5xx."""
 
     requests: float
     refused: float
@@ -28,10 +28,11 @@ class Shares(NamedTuple):
 def count_answers(service: Service) -> Counts:
     """The counts of now. Raises OSError.
 
-    Not ``Requests2XX``: TorchServe 0.12 counts ours to management and metrics there, and every probe's.
+    Not ``Requests2XX``: TorchServe 0.12 counts ours to management and metrics there, and every probe's. Its answers of
+    4xx and 5xx name no model; those of other models make the shares larger, before and after.
     """
-    names = ("ts_inference_requests_total", "Requests4XX", "Requests5XX")
-    return Counts(*(service.total(name) for name in names))
+    requests = service.total("ts_inference_requests_total", model_name=service.model)
+    return Counts(requests, service.total("Requests4XX"), service.total("Requests5XX"))
 
 
 def shares(begun: Counts, ended: Counts, own: int) -> Shares:

@@ -68,8 +68,13 @@ def fit_threshold(probabilities: np.ndarray, labels: np.ndarray, kept_accuracy: 
 def fit_card(card: ModelConfig, logits: np.ndarray, labels: np.ndarray, kept_accuracy: float) -> ModelConfig:
     """``card`` with temperature, exponent and ``uncertain_below`` fitted on validation.
 
-    logits: float (N, classes); labels: int (N,).
+    logits: float (N, classes); labels: int (N,). Raises ValueError for logits that are no numbers.
     """
+    if broken := int((~np.isfinite(logits)).any(1).sum()):
+        raise ValueError(
+            f"the network answers {broken} of {len(logits)} validation images with NaN or infinity: the training "
+            "diverged; train again with a smaller training.learning_rate"
+        )
     temperature, exponent = (round(value, DIGITS) for value in fit_calibration(logits, labels))
     threshold = fit_threshold(calibrate(logits, temperature, exponent), labels, kept_accuracy)
     return replace(card, temperature=temperature, exponent=exponent, uncertain_below=round(threshold, DIGITS))
@@ -116,7 +121,7 @@ def refit(model_path: str, config) -> ModelConfig:
     """
     kept_accuracy = check_kept_accuracy(config.training.kept_accuracy)
     predictor = Predictor.load(model_path)
-    images, labels = load_images(config.data.directory, "validation", model_path, predictor.config)
+    images, labels = load_images(config, "validation", model_path, predictor.config)
     logits = in_batches(predictor.runtime, images, config.evaluation.batch_size, "validation images")
     card = fit_card(predictor.config, logits, labels, kept_accuracy)
     card.save(Path(model_path) / CONFIG_NAME)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from src.models import ModelConfig
 from src.models.config import CONFIG_NAME
 from src.training.recipe import differences, gone_on, load_recipe, save_recipe
-from src.training.tracking import RUN_NAME
+from src.training.tracking import RUN_NAME, log_going_on
 
 BEST_NAME, LAST_NAME = "best.ckpt", "last.ckpt"
 # The same when a run goes on, as is its recipe.
@@ -28,9 +28,14 @@ class RunFolder(Callback):
     cannot be used it does not come so far.
     """
 
-    def __init__(self, folder: str, run_id: str, card: ModelConfig, recipe: dict, resumed: bool):
-        self.folder, self.run_id, self.card = Path(folder), run_id, card
+    def __init__(self, folder: str, card: ModelConfig, recipe: dict, resumed: bool):
+        self.folder, self.card = Path(folder), card
         self.recipe, self.resumed = recipe, resumed
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"][callback.state_key]
+            checkpoint["callbacks"][callback.state_key] = moved(state, self.folder)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -38,12 +43,20 @@ class RunFolder(Callback):
         if not self.resumed:
             for name in (BEST_NAME, LAST_NAME):
                 (self.folder / name).unlink(missing_ok=True)
-        (self.folder / RUN_NAME).write_text(self.run_id)
+        (self.folder / RUN_NAME).write_text(trainer.logger.run_id)
         self.card.save(self.folder / CONFIG_NAME)
         recipe = self.recipe
         if self.resumed:
             recipe = gone_on(load_recipe(self.folder), recipe, trainer.current_epoch)
+            log_going_on(trainer.logger, trainer.current_epoch, trainer.max_epochs)
         save_recipe(recipe, self.folder)
+
+
+def moved(state: dict, folder: Path) -> dict:
+    """The ``state`` of a ModelCheckpoint with its files in ``folder``; it forgets the best when they seem elsewhere."""
+    paths = {key: str(folder / Path(value).name) for key, value in state.items() if key.endswith("_path") and value}
+    models = {str(folder / Path(path).name): score for path, score in state["best_k_models"].items()}
+    return state | paths | {"best_k_models": models, "dirpath": str(folder)}
 
 
 def check_resumable(folder: Path, card: ModelConfig, recipe: dict) -> None:
@@ -97,8 +110,9 @@ def checkpoint_callbacks(config) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     Two, because ``save_last`` of one writes only when the monitor got better.
     """
     folder = Path(config.paths.checkpoints)
-    if config.training.resume and not (folder / LAST_NAME).is_file():
-        raise FileNotFoundError(f"training.resume=true, but {folder / LAST_NAME} does not exist; start without it")
+    for name in (LAST_NAME, BEST_NAME):
+        if config.training.resume and not (folder / name).is_file():
+            raise FileNotFoundError(f"training.resume=true, but {folder / name} does not exist; start without it")
     folder.mkdir(parents=True, exist_ok=True)
     monitor = config.training.monitor
     best = ModelCheckpoint(

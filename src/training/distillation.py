@@ -9,6 +9,7 @@ from torch import nn
 from src.inference.predictor import Predictor
 from src.inference.runtimes import Runtime, runtime_file
 from src.models import ModelConfig, load_model
+from src.training.predictions import warn_of_other_data
 
 Teacher = Callable[[torch.Tensor], torch.Tensor]  # uint8 (N, C, H, W) -> logits (N, classes)
 
@@ -34,6 +35,7 @@ def load_teachers(folders: list[str], student: ModelConfig, runtime: str) -> lis
                     f"training.teachers names {folder}, whose {name} is {found}; the student's is {wanted}: "
                     "choose a teacher that was trained on the same data with the same preprocessing"
                 )
+        warn_of_other_data(folder, card, student.data_hash)
     return teachers
 
 

@@ -21,6 +21,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.config import config_parser, parse_config
+from src.data.datamodule import prepared_hash
 from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.models import load_model
@@ -55,7 +56,7 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
     """
     predictor = Predictor.load(model_path, runtime=runtime)
     class_names = predictor.config.class_names
-    images, labels = load_images(config.data.directory, "test", model_path, predictor.config)
+    images, labels = load_images(config, "test", model_path, predictor.config)
     probabilities = in_batches(predictor.probabilities, images, config.evaluation.batch_size, "test images")
     metrics = classification_metrics(probabilities, labels, class_names)
     metrics |= kept_metrics(probabilities, labels, predictor.config.uncertain_below)
@@ -66,6 +67,7 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
     metrics["multiply_adds"] = multiply_adds(model, images[:1])
     metrics["targets_missed"] = missed_targets(metrics, config.evaluation.targets)
     metrics["model"] = measured_model(model_path, runtime)
+    metrics["data_hash"] = prepared_hash(config.paths.metrics)
 
     predicted = probabilities.argmax(1)
     matrix = confusion_matrix(labels, predicted, labels=range(len(class_names)))

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import to_dict
 from src.data.datamodule import ImageDataModule, check_prepared, load_class_names, load_data_info
+from src.inference.runtimes import runtime_file
 from src.models import ImageClassifier, ModelConfig, build_network, load_model
 from src.preprocessing import Preprocessing
 from src.training.callbacks import (
@@ -23,6 +24,7 @@ from src.training.callbacks import (
 )
 from src.training.distillation import DistillationLoss, load_teachers
 from src.training.module import ClassifierModule
+from src.training.predictions import warn_of_other_data
 from src.training.recipe import recipe_of
 from src.training.tracking import RunLogger, git_commit, open_run, read_run_id
 from src.training.triplet_module import TripletModule
@@ -80,9 +82,10 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     resume_from = f"{last.dirpath}/{LAST_NAME}" if training.resume else None
     if resume_from:
         check_resumable(Path(config.paths.checkpoints), card, recipe)
+    folder, history = RunFolder(last.dirpath, card, recipe, training.resume), History()
+    trainer = build_trainer(config, [folder, history, *optional_callbacks(config), best, last])
     run = open_run(config, read_run_id(last.dirpath) if resume_from else None, tags)
-    folder, history = RunFolder(last.dirpath, run.run_id, card, recipe, training.resume), History()
-    trainer = build_trainer(config, [folder, history, *optional_callbacks(config), best, last], run)
+    trainer.logger = run
     try:
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=False)
     except SystemExit as stop:  # Lightning's answer to Ctrl-C
@@ -94,6 +97,8 @@ def check_training(config) -> None:
     """Raises ValueError for settings of ``training`` that are unknown, or do not go together or with the network."""
     if config.training.epochs < 1:
         raise ValueError(f"training.epochs is {config.training.epochs}; it must be at least 1")
+    if not all(isinstance(epoch, int) for epoch in config.training.restarts):
+        raise ValueError(f"training.restarts is {config.training.restarts}; it must hold whole numbers, as [48] does")
     if config.training.monitor not in MONITORS:
         raise ValueError(f"unknown training.monitor {config.training.monitor!r}; valid: {', '.join(MONITORS)}")
     objective, architecture = config.training.objective, config.model.architecture
@@ -108,6 +113,12 @@ def check_training(config) -> None:
         raise ValueError("training.ema_decay averages weights, not what prototypes are made of; set it to null")
     if objective == "triplet" and config.training.teachers:
         raise ValueError("training.teachers goes with training.objective=classification only")
+    runtime, scale = config.training.teacher_runtime, config.training.early_scale
+    if config.training.teachers and scale < 1 and runtime_file(runtime) is not None:
+        raise ValueError(
+            f"training.teacher_runtime={runtime} takes images of one size only, and training.early_scale={scale} "
+            "shrinks them at first: set training.teacher_runtime=torch"
+        )
     weights = architecture_args(config)
     trained = config.training.start_from or weights.get("pretrained") or weights.get("weights")
     if config.training.freeze_backbone and not trained:
@@ -147,6 +158,7 @@ def start_from(model: ImageClassifier, folder: str, card: ModelConfig) -> None:
                 f"training.start_from names {folder}, whose {name} is {getattr(found, name)}; this run's is "
                 f"{getattr(card, name)}: choose a model of the same kind, or train from scratch"
             )
+    warn_of_other_data(folder, found, card.data_hash)
     model.network.load_state_dict(trained.network.state_dict())
 
 
@@ -173,8 +185,11 @@ def is_main_process() -> bool:
     return rank_zero_only.rank == 0
 
 
-def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
-    """Lightning's Trainer from the config section ``training``."""
+def build_trainer(config, callbacks: list[Callback]) -> L.Trainer:
+    """Lightning's Trainer from the config section ``training``, still without a logger.
+
+    Raises MisconfigurationException and ValueError for a device or a precision that there is not.
+    """
     training = config.training
     return L.Trainer(
         max_epochs=training.epochs,
@@ -186,7 +201,7 @@ def build_trainer(config, callbacks: list[Callback], run) -> L.Trainer:
         deterministic=training.deterministic,
         sync_batchnorm=torch.cuda.is_available(),  # matters with several devices; a CPU has no such layer
         callbacks=callbacks,
-        logger=run,
+        logger=False,
         log_every_n_steps=50,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from src.models import ImageClassifier
 from src.models.registry import find_head
 from src.training.distillation import DistillationLoss
-from src.training.optimization import build_optimizer, build_schedule
+from src.training.optimization import build_optimizer, build_schedule, set_rate
 
 
 class ClassifierModule(L.LightningModule):
@@ -43,12 +43,24 @@ class ClassifierModule(L.LightningModule):
         if self.distillation:
             self.distillation.to(self.device)
 
+    def on_train_start(self) -> None:
+        set_rate(self.lr_schedulers())
+
     def on_train_epoch_start(self) -> None:
         # The same draws for epoch n whether the run was interrupted before it or not.
         torch.manual_seed(self.seed * 100_003 + self.current_epoch * 101 + self.global_rank)
         if self.training_config.freeze_backbone:  # its batch norm must not follow the new images either
             self.model.network.eval()
             find_head(self.model.network).train()
+
+    def on_train_epoch_end(self) -> None:
+        (schedule,) = self.trainer.lr_scheduler_configs
+        if schedule.reduce_on_plateau:  # here, for the checkpoint to hold it: Lightning's own turn comes after that
+            schedule.scheduler.step(self.trainer.callback_metrics[schedule.monitor])
+
+    def lr_scheduler_step(self, scheduler, metric) -> None:
+        if metric is None:  # else it is the plateau's, which on_train_epoch_end steps
+            scheduler.step()
 
     def training_step(self, batch, batch_index: int) -> torch.Tensor:
         images, labels = batch

@@ -34,7 +34,7 @@ def find_neighbours(config, model_path: str, query: Path, count: int) -> list[di
     model, card = load_model(model_path)
     if not isinstance(model.network, PrototypeNetwork):
         raise ValueError(f"{model_path} is a {card.architecture}; only prototypes has embeddings (experiment=flowers)")
-    images, labels = load_images(config.data.directory, "train", model_path, card)
+    images, labels = load_images(config, "train", model_path, card)
     if not 1 <= count <= len(images):
         raise ValueError(f"--count is {count}; it must lie between 1 and {len(images)}, the number of training images")
     if not query.is_file():

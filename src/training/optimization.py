@@ -68,6 +68,15 @@ def cycle_bounds(training, steps: int) -> list[int]:
     return [steps * epoch // training.epochs for epoch in (0, *reached, training.epochs)]
 
 
+def set_rate(schedule: lr_scheduler.LRScheduler) -> None:
+    """Give the optimizer the rate that ``schedule`` has at its batch: where a run goes on with another length, another
+    one than its checkpoint holds."""
+    if isinstance(schedule, lr_scheduler.LambdaLR):
+        groups = schedule.optimizer.param_groups
+        for group, peak, share in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = peak * share(schedule.last_epoch)
+
+
 def rise_and_fall(fall, warmup_fraction: float, bounds: list[int], step: int) -> float:
     """The share of the peak rate at batch ``step``: up from a tenth for a share of its cycle, then down by ``fall``."""
     cycle = min(bisect_right(bounds, step), len(bounds) - 1)  # the scheduler also steps after the last batch

@@ -10,6 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 
+LEARNT = {"loss": "training (what is minimised: augmented, smoothed)"}  # validation's is plain cross-entropy
+
+
 def save_history(history: list[dict[str, float]], path: Path) -> None:
     """One CSV row an epoch, as ``dvc plots`` reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,15 +24,21 @@ def save_history(history: list[dict[str, float]], path: Path) -> None:
 
 
 def plot_history(history: list[dict[str, float]], folder: Path) -> list[Path]:
-    """loss.png, accuracy.png and f1.png: training and validation by epoch."""
+    """loss.png, accuracy.png and f1.png: training and validation by epoch. An axis ends where the first tenth of the
+    epochs would begin to hide the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, title in (("loss", "Loss"), ("accuracy", "Accuracy"), ("f1", "Macro F1")):
         figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-        for split, label in (("train", "training (augmented)"), ("val", "validation")):
+        late = []
+        for split, label in (("train", LEARNT.get(name, "training (augmented)")), ("val", "validation")):
             points = [(row["epoch"], row[f"{split}_{name}"]) for row in history if f"{split}_{name}" in row]
             axes.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=label)
+            late += [value for _, value in points[len(points) // 10 :]]
         axes.set(title=title, xlabel="epoch")
+        if late:
+            margin = 0.05 * (max(late) - min(late)) or 0.01
+            axes.set_ylim(min(late) - margin, max(late) + margin)
         axes.grid(alpha=0.3)
         axes.legend()
         paths.append(folder / f"{name}.png")

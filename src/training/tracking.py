@@ -3,7 +3,6 @@
 import logging
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.config import flatten, to_yaml
 from src.data.datamodule import load_data_info
+from src.data.download import md5
 
 RUN_NAME = "run_id"  # the file beside the checkpoints that names their run
 WEIGHTS_TAG = "weights_sha256"
@@ -88,18 +88,22 @@ def git_commit() -> str:
 
 
 def dvc_data_hash(config) -> str:
-    """The MD5 that dvc.lock gives for the prepared data; for what is no part of the pipeline prepare.py's own hash.
+    """The MD5 that dvc.lock gives for the prepared data; prepare.py's own hash for what is no part of the pipeline, or
+    was prepared otherwise than the lock says.
 
     Empty where nothing was prepared.
     """
+    info = Path(config.paths.metrics, "data_info.yaml")
+    if not info.is_file():
+        return ""
     lock = Path("dvc.lock")
     stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
     for stage in stages.values():
-        for output in stage.get("outs", []):
-            if Path(output["path"]) == Path(config.data.directory) and "md5" in output:
-                return output["md5"]
-    prepared = Path(config.paths.metrics, "data_info.yaml").is_file()
-    return load_data_info(config.paths.metrics)["data_hash"] if prepared else ""
+        locked = {Path(output["path"]): output.get("md5") for output in stage.get("outs", [])}
+        data = locked.get(Path(config.data.directory))
+        if data and locked.get(info) == md5(info):
+            return data
+    return load_data_info(config.paths.metrics)["data_hash"]
 
 
 def read_run_id(checkpoints: str) -> str | None:
@@ -118,6 +122,10 @@ def open_run(config, run_id: str | None = None, tags: dict[str, str] | None = No
         run = RunLogger(config.tracking.experiment, tracking_uri=config.tracking.uri, run_id=run_id, tags=tags)
         if run_id is None:
             run.log_hyperparams({key: str(value) for key, value in (flatten(config) | short_names(config)).items()})
+        else:
+            run.experiment.update_run(run_id, "RUNNING")
+            for key, value in tags.items():
+                run.experiment.set_tag(run_id, key, value)
         own_id = run.run_id
     shown = without_password(config.tracking.uri)
     if own_id is not None:  # only the main process of a distributed training has one
@@ -138,16 +146,22 @@ def short_names(config) -> dict[str, object]:
     }
 
 
-def log_results(run: RunLogger, config, weights: str, metrics: dict[str, float], paths: list[Path]) -> None:
-    """Final ``metrics``, the SHA-256 of the best model's ``weights`` as a tag, the config and ``paths`` (files or
-    folders that exist) as artifacts of ``run``. Raises TrackingError."""
+def log_going_on(run: RunLogger, epoch: int, epochs: int) -> None:
+    """Say as tags that ``run`` went on from ``epoch``, to have ``epochs``: its parameters stay those it began with."""
+    run.experiment.set_tag(run.run_id, "resumed_from_epoch", epoch)
+    run.experiment.set_tag(run.run_id, "resumed_num_epochs", epochs)
+
+
+def log_results(
+    run: RunLogger, config, weights: str, metrics: dict[str, float], paths: list[Path], texts: dict[str, str]
+) -> None:
+    """Final ``metrics``, the SHA-256 of the best model's ``weights`` as a tag, and as artifacts of ``run`` the config,
+    ``paths`` (files or folders that exist) and ``texts`` by file name. Raises TrackingError."""
     with store_errors(config.tracking.uri):
         run.log_metrics(metrics)
         run.experiment.set_tag(run.run_id, WEIGHTS_TAG, weights)
-        with tempfile.TemporaryDirectory() as folder:
-            resolved = Path(folder) / "config.yaml"
-            resolved.write_text(to_yaml(config))
-            run.experiment.log_artifact(run.run_id, str(resolved))
+        for name, text in ({"config.yaml": to_yaml(config)} | texts).items():
+            run.experiment.log_text(run.run_id, text, name)
         for path in paths:
             if path.is_dir():
                 run.experiment.log_artifacts(run.run_id, str(path), artifact_path=path.name)

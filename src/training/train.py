@@ -36,6 +36,8 @@ def train(config) -> dict[str, float]:
     Raises FileNotFoundError when the data is not prepared, ValueError for a value that cannot be used.
     """
     kept_accuracy = check_kept_accuracy(config.training.kept_accuracy)
+    log = Path(config.paths.logs) / "training.log"
+    before = log.stat().st_size if log.is_file() else 0  # it is every run's, one after the other
     fitted = fit(config)
     fitted.trainer.callbacks = []  # weight averaging would put its own weights in place of those loaded here
     fitted.trainer.loggers = []  # the curves end here; what follows is logged once, for the best model
@@ -57,14 +59,17 @@ def train(config) -> dict[str, float]:
         *plot_history(fitted.history, plots),
         plots / "training_history.csv",
         Path(config.paths.best_model),
-        Path(config.paths.logs) / "training.log",
         Path("dvc.lock"),
     ]
     logger.info("best model -> %s  %s", config.paths.best_model, "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
     # The plain val_ names are the curves; the best model's values stand beside them.
     final = {name if name.startswith("test_") else f"best_{name}": value for name, value in metrics.items()}
     final["final_accuracy"] = metrics["test_accuracy"]
-    log_results(fitted.run, config, weights_sha256(fitted.module.model.state_dict()), final, artifacts)
+    texts = {}
+    if log.is_file():  # the first part's log stays beside that of a run that went on
+        name = "training_resumed.log" if config.training.resume else "training.log"
+        texts[name] = log.read_bytes()[before:].decode(errors="replace")
+    log_results(fitted.run, config, weights_sha256(fitted.module.model.state_dict()), final, artifacts, texts)
     return metrics
 
 
