@@ -30,6 +30,8 @@ while (($#)); do
 done
 
 fail() { echo "error: $*" >&2; exit 1; }
+exec 7<create_mar_archive.sh
+flock 7  # two at once would write the same archive, and the checksum of one beside the other
 # An experiment's network may come from timm, which only the training environment has.
 candidates=(python torchserve/.venv/bin/python .venv/bin/python)
 if [[ -n $experiment ]]; then candidates=(.venv/bin/python python torchserve/.venv/bin/python); fi

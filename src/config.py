@@ -15,9 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 DEFAULT_CONFIG = "configs/config.yaml"
 TYPES = {bool: "true or false", int: "a whole number", float: "a finite number", ListConfig: "a list such as [48]"}
 TYPED = ("seed", "model", "augmentation", "training", "evaluation")  # a value here has the type of its default
-OTHER_TYPES = {  # of keys whose default does not say it
+OTHER_TYPES = {  # of keys elsewhere, and of those whose default does not say it
     "augmentation.rotation_degrees": (float,),
     "data.limit": (int, type(None)),
+    "export.calibration_images": (int,),
+    "export.max_accuracy_loss": (float,),
+    "sweep.epochs": (int,),
+    "sweep.trials": (int,),
     "training.deterministic": (bool, str),  # Lightning also knows warn
     "training.early_stopping_patience": (int, type(None)),
     "training.ema_decay": (float, type(None)),

@@ -1,6 +1,7 @@
 """create_mar_archive.sh: what it packs, and that the archive alone predicts as the repository does."""
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -18,7 +20,8 @@ from src.export.archive import checksum_path, verify
 from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.models import load_model, save_model
-from tests.conftest import RUNTIME, copy_checkout, run_script
+from tests.conftest import HANG, RUNTIME, copy_checkout, run_script
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORTED = ("model.pt", "model_config.json", "model.onnx", "model.int8.onnx")
@@ -64,6 +67,17 @@ def test_two_builds_give_the_same_bytes_and_leave_the_temporary_folder_alone(wor
         assert (tmp_path / "out" / name).read_bytes() == (archive.parent / name).read_bytes()
     assert os.listdir(tmp_path / "tmp") == ["fashion_mnist"]
     assert sorted(os.listdir(tmp_path / "out")) == ["fashion_mnist.mar", "fashion_mnist.mar.sha256"]
+
+
+def test_a_second_build_waits_for_the_first(workshop, archive, tmp_path):
+    command = ["./create_mar_archive.sh", "--output", str(tmp_path)]
+    environment = os.environ | {"PYTHON": str(SERVING_PYTHON)}
+    with (workshop / "create_mar_archive.sh").open() as script:
+        fcntl.flock(script, fcntl.LOCK_EX)  # as a build holds it
+        build = subprocess.Popen(command, cwd=workshop, env=environment, stdout=subprocess.DEVNULL)
+        wait_until(lambda: any(child.name() == "flock" for child in psutil.Process(build.pid).children()))
+    assert build.wait(HANG) == 0  # the lock ended with the file
+    verify(tmp_path / "fashion_mnist.mar")
 
 
 def test_the_checksum_is_what_sha256sum_reads(archive):

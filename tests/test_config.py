@@ -77,6 +77,8 @@ def test_environment_names_mirror_and_store(monkeypatch):
         ("training.ema_decay=much", ["training.ema_decay is 'much'; it must be a finite number or null"]),
         ("training.resume=yes", ["training.resume is 'yes'; it must be true or false"]),
         ("augmentation.scale=[1,2]", ["augmentation.scale is [1, 2]; it must be a finite number"]),
+        ("export.max_accuracy_loss=little", ["export.max_accuracy_loss is 'little'; it must be a finite number"]),
+        ("sweep.trials=ten", ["sweep.trials is 'ten'; it must be a whole number"]),
         ("data.limit=1.5", ["data.limit is 1.5; it must be a whole number or null"]),
     ],
 )
