@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from src.serving.ports import free_ports
 from tests.conftest import TIMEOUT
 from tests.drawing import GARMENTS, draw_garment, encode
 from tests.sent_inputs import as_base64
-from tests.waiting import is_up, wait_until, wait_until_answers
+from tests.waiting import is_up, stop, wait_until, wait_until_answers
 
 COMMAND = (sys.executable, "-m", "src.serving.mlflow_serving")
 GARMENT = [draw_garment(kind, seed) for kind in GARMENTS for seed in range(2)]
@@ -46,9 +46,7 @@ def running_server(checkout: Path, store: str, uri: str, log: Path) -> Iterator[
         process.wait(timeout=60)
         wait_until(lambda: not is_up(f"{url}/ping"), explain=log.read_text)
     finally:
-        with suppress(ProcessLookupError):  # nothing of it is left
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
+        stop(process)
 
 
 def invoke(url: str, **body) -> requests.Response:

@@ -105,12 +105,10 @@ def hold_and_do(
         return action()
 
 
-def do_when_idle(
-    service: Service, version: str, seconds: float, action: Callable[[], bool], quiet: float = QUIET
-) -> bool:
+def do_when_idle(service: Service, version: str, seconds: float, action: Callable[[], bool]) -> bool:
     """``action()`` once ``version``, no longer the default, has answered all it took; False if not within ``seconds``.
 
-    Nobody may have asked for it by its number for ``quiet`` seconds, its queue must be empty, and every READY worker
+    Nobody may have asked for it by its number for QUIET seconds, its queue must be empty, and every READY worker
     held: a worker takes our request only after it has answered its batch.
     """
     deadline, hold = time.monotonic() + seconds, HOLD / 8
@@ -120,7 +118,7 @@ def do_when_idle(
 
     while True:
         before = asked()
-        time.sleep(quiet)
+        time.sleep(QUIET)
         description = service.describe(version)
         workers = count_ready(description)
         if asked() == before and waiting(description) == 0:

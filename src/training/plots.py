@@ -10,9 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 
-LEARNT = {"loss": "training (what is minimised: augmented, smoothed)"}  # validation's is plain cross-entropy
-
-
 def save_history(history: list[dict[str, float]], path: Path) -> None:
     """One CSV row an epoch, as ``dvc plots`` reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,10 +25,12 @@ def plot_history(history: list[dict[str, float]], folder: Path) -> list[Path]:
     epochs would begin to hide the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, title in (("loss", "Loss"), ("accuracy", "Accuracy"), ("f1", "Macro F1")):
+    learnt = "training (what is minimised: augmented, smoothed)"  # validation's loss is plain cross-entropy
+    plain = "training (augmented)"
+    for name, title, training in (("loss", "Loss", learnt), ("accuracy", "Accuracy", plain), ("f1", "Macro F1", plain)):
         figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
         late = []
-        for split, label in (("train", LEARNT.get(name, "training (augmented)")), ("val", "validation")):
+        for split, label in (("train", training), ("val", "validation")):
             points = [(row["epoch"], row[f"{split}_{name}"]) for row in history if f"{split}_{name}" in row]
             axes.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=label)
             late += [value for _, value in points[len(points) // 10 :]]

@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
 from src.config import flatten, to_yaml
-from src.data.datamodule import load_data_info
+from src.data.datamodule import prepared_hash
 from src.data.download import md5
 
 RUN_NAME = "run_id"  # the file beside the checkpoints that names their run
@@ -94,16 +94,14 @@ def dvc_data_hash(config) -> str:
     Empty where nothing was prepared.
     """
     info = Path(config.paths.metrics, "data_info.yaml")
-    if not info.is_file():
-        return ""
     lock = Path("dvc.lock")
     stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.is_file() else {}
     for stage in stages.values():
         locked = {Path(output["path"]): output.get("md5") for output in stage.get("outs", [])}
         data = locked.get(Path(config.data.directory))
-        if data and locked.get(info) == md5(info):
+        if data and info.is_file() and locked.get(info) == md5(info):
             return data
-    return load_data_info(config.paths.metrics)["data_hash"]
+    return prepared_hash(config.paths.metrics)
 
 
 def read_run_id(checkpoints: str) -> str | None:
