@@ -13,7 +13,7 @@ import requests
 
 from src.serving.ports import free_ports
 from tests.conftest import ROOT, RUNTIME, TIMEOUT
-from tests.sent_inputs import PNG, as_base64, as_json
+from tests.sent_inputs import BLANK, PNG, as_base64, as_json
 from tests.waiting import stop, wait_until, wait_until_answers
 
 
@@ -68,12 +68,15 @@ def scrape(url: str) -> dict[tuple[str, str], float]:
 
 
 def check_metrics(url: str) -> None:
-    label = requests.post(f"{url}/predict", PNG, timeout=TIMEOUT).json()["predicted_label"]
+    label, doubtful = (
+        requests.post(f"{url}/predict", body, timeout=TIMEOUT).json()["predicted_label"] for body in (PNG, BLANK)
+    )
     requests.post(f"{url}/predict", b"hello", timeout=TIMEOUT)
     before = scrape(url)
-    for body in (PNG, as_json(images=[as_base64(PNG)] * 3), b"hello"):
+    for body in (PNG, as_json(images=[as_base64(PNG)] * 3), BLANK, b"hello"):
         requests.post(f"{url}/predict", body, timeout=TIMEOUT)
     now = scrape(url)
-    wanted = {("Predictions", label): 4, ("RejectedInputs", "not_an_image"): 1, ("Confidence_count", ""): 2}
-    wanted |= {("StageSeconds_count", "decode"): 3, ("StageSeconds_count", "inference"): 2, ("Requests4XX", ""): 1}
+    wanted = {("Predictions", label): 4, ("RejectedInputs", "not_an_image"): 1, ("Confidence_count", ""): 3}
+    wanted |= {("UncertainPredictions", label): 0, ("UncertainPredictions", doubtful): 1}
+    wanted |= {("StageSeconds_count", "decode"): 4, ("StageSeconds_count", "inference"): 3, ("Requests4XX", ""): 1}
     assert {key: now[key] - before[key] for key in wanted} == wanted

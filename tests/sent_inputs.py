@@ -15,6 +15,7 @@ from tests.drawing import draw_garment, encode, png_chunk, write_png, write_tiff
 PICTURE = draw_garment("Trouser", seed=1)
 OTHER = draw_garment("Bag", seed=2)
 PNG = encode(PICTURE)
+BLANK = encode(Image.new("L", (28, 28)))  # of one colour: nothing to be certain of
 ORIENTATION = 0x0112
 
 

@@ -92,10 +92,11 @@ def test_a_fresh_debian_gets_what_the_checks_need(nginx, tmp_path):
     script.write_text((ROOT / ".ci" / "run").read_text().replace("/usr/sbin", f"{tmp_path}/sbin"))
     done = run_script(tmp_path, "bash", str(script), PATH=str(tmp_path))
     assert done.returncode == 127  # nothing was installed
-    wanted = {"curl", "make", "python3-venv", "wrk", "g++", "openjdk-17-jdk-headless"}
+    wanted = {"curl", "make", "python3-venv", "wrk", "prometheus", "g++", "openjdk-17-jdk-headless"}
     assert wanted <= set(asked.read_text().split())
     assert ("nginx-light" in asked.read_text()) is not nginx
     assert ("disable --quiet --now nginx" in asked.read_text()) is not nginx, "one that was there goes on"
+    assert "disable --quiet --now prometheus prometheus-node-exporter" in asked.read_text()
 
 
 @pytest.mark.parametrize("name", ["input/a.jpg", "output/predictions.csv", "predictions.csv", "photos/a.jpg"])

@@ -23,6 +23,7 @@ from src.serving.retiring import curl, with_valid_keys
 from src.serving.tls import pin
 from tests.certificates import write_pair
 from tests.conftest import TIMEOUT, copy_checkout, run_script
+from tests.prometheus_run import prometheus
 from tests.script_run import Run, listening, processes_of
 
 REFUSED = {"code": 400, "type": "InvalidKeyException"}
@@ -71,6 +72,17 @@ def test_the_three_apis_speak_tls_with_the_given_certificate(secure):
         shown = ssl.get_server_certificate(("127.0.0.1", port), timeout=TIMEOUT)
         assert shown.split() == given.read_text().split()
         assert requests.get(f"http://127.0.0.1:{port}/", timeout=TIMEOUT).status_code == 403
+
+
+def test_prometheus_reads_the_metrics_over_tls(secure, tmp_path):
+    changes = {
+        "# scheme: https": "scheme: https",
+        "# tls_config: {ca_file: ../..": f"tls_config: {{ca_file: {secure.root}",
+        "server_name: localhost": "server_name: shop.test",
+        "127.0.0.1:8082": f"127.0.0.1:{secure.ports[2]}",
+    }
+    with prometheus(tmp_path, changes) as watching:
+        assert watching.wait_for('up{job="torchserve"} == 1') == 1
 
 
 def test_old_tls_and_strangers_certificates_are_refused(secure, tmp_path):

@@ -10,7 +10,7 @@ import requests
 from src.inference.report import REPORT_EVERY
 from tests.conftest import TIMEOUT
 from tests.drawing import encode
-from tests.sent_inputs import OTHER, PNG, as_base64, as_json
+from tests.sent_inputs import BLANK, OTHER, PNG, as_base64, as_json
 from tests.waiting import wait_until
 
 SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
@@ -31,8 +31,8 @@ def scrape(server) -> dict[tuple[str, str], float]:
 
 def settled(server) -> dict[tuple[str, str], float]:
     """What ``scrape`` gives once nothing that was asked before is still to be reported."""
-    ours, before = ("Predictions", "RejectedInputs", "StageSeconds_count", "Confidence_count"), None
-    deadline = time.monotonic() + TIMEOUT
+    ours = {"Predictions", "UncertainPredictions", "RejectedInputs", "StageSeconds_count", "Confidence_count"}
+    before, deadline = None, time.monotonic() + TIMEOUT
     while True:
         time.sleep(4 * REPORT_EVERY)
         now = scrape(server)
@@ -63,6 +63,17 @@ def test_our_metrics_move_by_the_right_amounts(server):
     labels = [first["predicted_label"]] * 4 + [second["predicted_label"]]
     wanted = {("Predictions", label): float(labels.count(label)) for label in set(labels)}
     wanted |= {("RejectedInputs", reason): 1.0 for reason in ("not_an_image", "empty", "no_image", "bad_json")}
+    assert moved(server, before, wanted) == wanted
+
+
+def test_uncertain_answers_are_counted(server):
+    certain, blank = server.predict(PNG).json(), server.predict(BLANK).json()
+    assert (certain["uncertain"], blank["uncertain"]) == (False, True)
+    before = settled(server)
+    server.predict(PNG)
+    server.predict(as_json(images=[as_base64(BLANK), as_base64(PNG), as_base64(BLANK)]))
+    wanted = {("UncertainPredictions", blank["predicted_label"]): 2.0}
+    wanted[("UncertainPredictions", certain["predicted_label"])] = 0.0
     assert moved(server, before, wanted) == wanted
 
 

@@ -60,6 +60,7 @@ class ImageClassifierHandler:
         predictions = [self.predictor.label(row) for row in rows]
         inferred = time.perf_counter()
         counts: Counter[tuple[str, str]] = Counter(("predicted", item.predicted_label) for item in predictions)
+        counts.update(("uncertain", item.predicted_label) for item in predictions if item.uncertain)
         following = iter(predictions)
         answers = [self.encode(item, following, index, context, counts) for index, item in enumerate(work)]
         if counts:

@@ -8,6 +8,11 @@ from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 
 REPORT_EVERY = 0.2  # seconds
+COUNTERS = {  # the metric and its dimension
+    "predicted": ("Predictions", "Class"),
+    "uncertain": ("UncertainPredictions", "Class"),
+    "rejected": ("RejectedInputs", "Reason"),
+}
 
 
 class Report:
@@ -29,7 +34,7 @@ class Report:
         threading.Thread(target=self.run, daemon=True).start()
 
     def add(self, counts: Counter, times: dict[str, float], confidence: float | None) -> None:
-        """One batch: ("predicted", class) and ("rejected", reason) counted, seconds by stage, a confidence of it."""
+        """One batch: a key of COUNTERS with its class or reason counted, seconds by stage, a confidence of it."""
         with self.lock:
             self.counts.update(counts)
             self.times = times
@@ -53,7 +58,7 @@ class Report:
             counts, times, confidence, prediction_ms = self.counts, self.times, self.confidence, self.prediction_ms
             self.counts, self.times, self.confidence, self.prediction_ms = Counter(), {}, None, None
         for (kind, name), count in counts.items():
-            metric, dimension = ("Predictions", "Class") if kind == "predicted" else ("RejectedInputs", "Reason")
+            metric, dimension = COUNTERS[kind]
             self.metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name)])
         for stage, seconds in times.items():
             self.observe("StageSeconds", seconds, "s", [Dimension("Stage", stage)])

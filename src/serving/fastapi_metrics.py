@@ -16,7 +16,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # read by the library: where several worker processes count together
 STAGES = ("wait", "decode", "inference", "encode")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)  # TorchServe's, of any histogram
-ADDED_SUFFIX = re.compile(rb"\b(Predictions|RejectedInputs|Requests[245]XX)_total\b")  # the library's, of counters
+# The library's, of counters.
+ADDED_SUFFIX = re.compile(rb"\b((?:Uncertain)?Predictions|RejectedInputs|Requests[245]XX)_total\b")
 
 prometheus_client.disable_created_metrics()
 
@@ -32,6 +33,8 @@ class Metrics:
         counters = {"labelnames": ["Class", *self.model], "registry": self.registry}
         predictions = Counter("Predictions", "Predictions of each class", **counters)
         self.predictions = {name: predictions.labels(Class=name, **self.model) for name in class_names}
+        uncertain = Counter("UncertainPredictions", "Predictions marked as uncertain, of each class", **counters)
+        self.uncertain = {name: uncertain.labels(Class=name, **self.model) for name in class_names}
         counters["labelnames"] = ["Reason", *self.model]
         self.rejected = Counter("RejectedInputs", "Requests answered 400, by the type of their error", **counters)
         counters["labelnames"] = list(host)
@@ -55,6 +58,9 @@ class Metrics:
         """The classes predicted for one request, and the confidence of the first."""
         for label, count in Tally(item.predicted_label for item in predictions).items():
             self.predictions[label].inc(count)
+        for item in predictions:
+            if item.uncertain:
+                self.uncertain[item.predicted_label].inc()
         if predictions[0].confidence is not None:
             self.confidence.observe(predictions[0].confidence)
 
