@@ -1,4 +1,4 @@
-"""Operate a running TorchServe: ``python -m src.serving.operate ready|status|scale|deploy|rollback|drain|send``.
+"""Operate a running TorchServe; ``python -m src.serving.operate --help`` names the commands.
 
 Runs on the serving environment; only ``deploy`` and ``rollback`` need more of it than the standard library.
 """
@@ -12,6 +12,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from src.serving.autoscaling import Rule, autoscale
 from src.serving.client import send
 from src.serving.draining import drain
 from src.serving.golden import DEFAULT_GOLDEN, load_golden
@@ -31,6 +32,13 @@ def seconds(text: str) -> float:
     return value
 
 
+def above_zero(text: str) -> float:
+    """The value of an option that something is divided by, or that keeps a loop from running without pause."""
+    if seconds(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return seconds(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -42,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     shown.add_argument("--json", action="store_true", help="print JSON")
     scaling = commands.add_parser("scale", help="set the number of workers without losing a request")
     scaling.add_argument("--workers", type=int, required=True)
+    autoscaling = add_autoscale(commands)
     deploying = commands.add_parser("deploy", help="roll a new version out; go back by itself when it is worse")
     deploying.add_argument("archive", type=Path, help="NEW.mar, its NEW.mar.sha256 beside it")
     deploying.add_argument("--golden", type=Path, default=DEFAULT_GOLDEN, help="images and labels.csv: %(default)s")
@@ -52,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     draining.add_argument("--lock-held", action="store_true", help="the caller has the lock, as ./run_torchserve.sh")
     sending = commands.add_parser("send", help="send a JSON request, once more if it fails, and print the answer")
     sending.add_argument("file", type=Path)
-    for command in (scaling, deploying, back, draining):
+    for command in (scaling, autoscaling, deploying, back, draining):
         command.add_argument("--store", type=Path, default=STORE, help="the server's model store: %(default)s")
     fields = Service()
     for command in commands.choices.values():
@@ -61,6 +70,17 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{api}", default=getattr(fields, api), help="default: %(default)s")
         for api in ("management", "inference"):
             add_token(command, api)
+    return parser
+
+
+def add_autoscale(commands) -> argparse.ArgumentParser:
+    """The command that scales by the load."""
+    parser = commands.add_parser("autoscale", help="set the number of workers by the load, until it is ended")
+    parser.add_argument("--min", type=int, default=1, help="workers at least: %(default)s")
+    parser.add_argument("--max", type=int, default=os.cpu_count(), help="at most; this machine's cores: %(default)s")
+    parser.add_argument("--target-ms", type=above_zero, default=20, help="mean wait for a worker: %(default)s")
+    parser.add_argument("--quiet", type=seconds, default=60, help="seconds before there are fewer: %(default)s")
+    parser.add_argument("--interval", type=above_zero, default=5, help="seconds between two looks: %(default)s")
     return parser
 
 
@@ -77,6 +97,9 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
         case "scale":
             with locked(run_folder(arguments.store)):
                 print(f"{service.model} has {show_count(scale(service, arguments.workers))}")
+        case "autoscale":
+            rule = Rule(arguments.min, arguments.max, arguments.target_ms, arguments.quiet)
+            autoscale(service, run_folder(arguments.store), rule, arguments.interval, say)
         case "deploy" | "rollback":
             # They read archives, which needs torch and PyYAML.
             from src.serving.rollout import deploy, roll_back
@@ -135,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "scale" and arguments.workers < 1:
         parser.error(f"--workers is {arguments.workers}; it must be at least 1")
+    if arguments.command == "autoscale" and not 1 <= arguments.min <= arguments.max:
+        parser.error(f"--min is {arguments.min} and --max {arguments.max}; give 1 <= --min <= --max")
     service = Service(
         arguments.model,
         arguments.inference,
