@@ -1,4 +1,4 @@
-"""Deploy, go back, crash, start again, full disk, stop under traffic: on a TorchServe of its own, in this order."""
+"""Deploy, go back, crash, start again, full disk, stop under traffic: on a TorchServe of its own."""
 
 import io
 import json
@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from src.export.archive import ArchiveError, checksum_path
-from src.serving.golden import load_golden
+from src.serving.golden import DEFAULT_GOLDEN, load_golden
 from src.serving.management import Service, status
 from src.serving.ports import free_ports
 from src.serving.rollout import RolloutError, deploy, roll_back
@@ -85,6 +85,22 @@ def second(own) -> Path:
     return own.root / "new" / "fashion_mnist.mar"
 
 
+@pytest.fixture
+def undeployed(service, store) -> None:
+    """Version 1.0 serves, as after a first start."""
+    if store.deployed():
+        roll_back(service, store, print)
+    assert versions(service) == {"1.0": True}
+
+
+@pytest.fixture
+def deployed(service, second, store) -> None:
+    """Version 2.0 serves in its place."""
+    if not store.deployed():
+        deploy(service, second, store, load_golden(ROOT / DEFAULT_GOLDEN), 0, print)
+    assert versions(service) == {"2.0": True}
+
+
 def changed(archive: Path, target: Path, version: str, changes: dict[str, bytes]) -> Path:
     """``archive`` with another version and other files, sealed as if it were right."""
     with zipfile.ZipFile(archive) as opened:
@@ -108,6 +124,7 @@ def versions(service: Service) -> dict[str, bool]:
 # ---- deploy and back ----
 
 
+@pytest.mark.usefixtures("undeployed")
 def test_a_good_version_is_deployed_without_a_failed_request(own, service, url, second, store):
     with Traffic(url) as traffic:
         done = operate(own, "deploy", second, "--watch", WATCH)
@@ -128,6 +145,7 @@ def test_a_good_version_is_deployed_without_a_failed_request(own, service, url, 
     assert store.deployed() == ["fashion_mnist-2.0.mar"]
 
 
+@pytest.mark.usefixtures("deployed")
 def test_status_as_a_table_and_as_json(own):
     shown = operate(own, "status").stdout
     assert shown.startswith("fashion_mnist is ready\nversion 2.0 (default)  fashion_mnist-2.0.mar  0 requests wait")
@@ -137,6 +155,7 @@ def test_status_as_a_table_and_as_json(own):
     assert [worker["state"] for worker in found["versions"][0]["workers"]] == ["READY"]
 
 
+@pytest.mark.usefixtures("deployed")
 def test_wrong_weights_go_back_by_themselves(own, service, url, second, store, tmp_path):
     with zipfile.ZipFile(second) as opened:
         state = torch.load(io.BytesIO(opened.read("model.pt")), weights_only=True)
@@ -151,11 +170,12 @@ def test_wrong_weights_go_back_by_themselves(own, service, url, second, store, t
     bad = changed(second, tmp_path / "bad.mar", "3.0", changes)
     reason = r"version 3\.0 is worse than 2\.0 on the golden set: .* is .* and not"
     with Traffic(url) as traffic, pytest.raises(RolloutError, match=reason):
-        deploy(service, bad, store, load_golden(ROOT / "torchserve" / "golden"), WATCH, print)
+        deploy(service, bad, store, load_golden(ROOT / DEFAULT_GOLDEN), WATCH, print)
     assert traffic.seen.keys() == {"2.0"}, traffic.seen
     assert_unchanged(service, store)
 
 
+@pytest.mark.usefixtures("deployed")
 def test_a_version_that_fails_in_traffic_goes_back_by_itself(service, url, second, store, tmp_path, capsys):
     """The golden set is answered; two images in a request are not."""
     with zipfile.ZipFile(second) as opened:
@@ -166,7 +186,7 @@ def test_a_version_that_fails_in_traffic_goes_back_by_itself(service, url, secon
     with Traffic(url, bodies=(PNG, TWO)) as traffic:
         # The golden set may share a batch with the two images, and fail with them.
         with pytest.raises((RolloutError, OSError), match=r"version 3\.0 fails more often|answers 5\d\d"):
-            deploy(service, bad, store, load_golden(ROOT / "torchserve" / "golden"), 4 * WATCH, print)
+            deploy(service, bad, store, load_golden(ROOT / DEFAULT_GOLDEN), 4 * WATCH, print)
         traffic.restart_counting()
         traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
         traffic.restart_counting()
@@ -182,8 +202,9 @@ def assert_unchanged(service: Service, store: Store) -> None:
     assert not list(store.folder.glob("*3.0*"))
 
 
+@pytest.mark.usefixtures("deployed")
 def test_what_cannot_be_deployed_is_refused_with_the_reason(service, second, store, tmp_path):
-    golden = load_golden(ROOT / "torchserve" / "golden")
+    golden = load_golden(ROOT / DEFAULT_GOLDEN)
     with pytest.raises(RolloutError, match=r"version 2\.0 is registered already; give the new archive another"):
         deploy(service, second, store, golden, WATCH, print)
     shutil.copy2(second, tmp_path / "x.mar")
@@ -197,6 +218,7 @@ def test_what_cannot_be_deployed_is_refused_with_the_reason(service, second, sto
 # ---- faults ----
 
 
+@pytest.mark.usefixtures("deployed")
 def test_a_full_disk_under_the_logs_stops_no_answer(own, url):
     logs = own.root / "torchserve" / ".run" / "logs"
     if not os.path.ismount(logs):
@@ -231,6 +253,7 @@ def break_connections(own: Run) -> None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
 
 
+@pytest.mark.usefixtures("deployed")
 def test_after_a_crash_the_deployed_version_is_started_again_by_itself(own, service, url, store):
     killed = pid_of(own.root)
     with Traffic(url) as traffic:
@@ -248,6 +271,7 @@ def test_after_a_crash_the_deployed_version_is_started_again_by_itself(own, serv
     assert "Verifying the deployed archive torchserve/model-store/fashion_mnist-2.0.mar" in log.read_text()
 
 
+@pytest.mark.usefixtures("deployed")
 def test_a_deployed_archive_that_was_changed_is_refused(own, store):
     archive = store.folder / store.deployed()[-1]
     content = archive.read_bytes()
@@ -258,6 +282,7 @@ def test_a_deployed_archive_that_was_changed_is_refused(own, store):
     assert "fashion_mnist-2.0.mar was changed: its SHA-256 is" in refused.stderr
 
 
+@pytest.mark.usefixtures("deployed")
 def test_another_runtime_than_the_deployed_one_is_refused(own, store):
     before = pid_of(own.root)
     refused = own.script("--native", "--ports", ",".join(map(str, own.ports)), "--runtime", "torch")
@@ -267,6 +292,7 @@ def test_another_runtime_than_the_deployed_one_is_refused(own, store):
     assert pid_of(own.root) == before
 
 
+@pytest.mark.usefixtures("deployed")
 def test_rollback_under_traffic(own, service, url, store):
     """It serves what served before, although another archive was built since."""
     built = run_script(own.root, "./create_mar_archive.sh", "--version", "9.9", PYTHON=SERVING_PYTHON)
@@ -285,6 +311,7 @@ def test_rollback_under_traffic(own, service, url, store):
         roll_back(service, store, print)
 
 
+@pytest.mark.usefixtures("undeployed")
 def test_a_drain_ends_although_clients_name_the_version(own, url, second, store):
     """They get every answer or a 503; nothing brings the server back but a start."""
     with Traffic(f"{url}/1.0", clients=4) as traffic:
@@ -304,6 +331,7 @@ def test_a_drain_ends_although_clients_name_the_version(own, url, second, store)
     assert requests.post(url, data=PNG, timeout=TIMEOUT).json()["model_version"] == "1.0"
 
 
+@pytest.mark.usefixtures("undeployed")
 def test_stop_under_traffic_answers_what_was_taken(own, service, url):
     """30 slow requests are with the server when the stop begins, for its worker stands still; the other clients are
     refused with 503 from then on."""
