@@ -31,7 +31,7 @@ def scale(service: Service, workers: int) -> int:
     TorchServe 0.12 removes a worker in the middle of its batch: it interrupts the worker's thread and puts the batch
     back into the queue, and where the thread is faster those requests answer 500. So before it removes any,
     every worker is given a request of ours that keeps it from taking another (``hold`` in torchserve/handler.py).
-    Requests wait meanwhile, HOLD seconds at most, and none is lost.
+    Requests wait meanwhile, a quarter of HOLD as a rule, longer where batches take long, and none is lost.
 
     Not ``synchronous=true``: the thread that waits then is one of the few that take requests, and its clients wait too.
     """
@@ -46,8 +46,8 @@ def scale(service: Service, workers: int) -> int:
         change()
     else:
         wait_ready(service, SLOW)  # a worker that still loads cannot be held
-        for _ in range(3):
-            if hold_and_do(service, version, current, change):
+        for hold in (HOLD / 4, HOLD / 2, HOLD):  # short at first, for callers wait meanwhile
+            if hold_and_do(service, version, current, change, hold):
                 break
         else:
             raise NotReady(f"the workers of {service.model} stay busy; none was removed, try again with less traffic")
@@ -89,7 +89,7 @@ def is_race(error: Refused) -> bool:
 
 
 def hold_and_do(
-    service: Service, version: str, workers: int, action: Callable[[], bool], hold: float = HOLD, **headers: str
+    service: Service, version: str, workers: int, action: Callable[[], bool], hold: float, **headers: str
 ) -> bool:
     """``action()`` while every worker of ``version`` is held, ``hold`` seconds at most; False, without it, when they
     are not all held in half of that. ``headers``: more of the request that holds a worker."""
