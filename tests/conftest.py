@@ -74,6 +74,15 @@ def copy_checkout(target: Path) -> Path:
     return target
 
 
+def edited(path: Path, changes: dict[str, str]) -> str:
+    """The text of ``path`` with ``changes``, each of a text that must be in it."""
+    text = path.read_text()
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
 def run_script(root: Path, *arguments: str, timeout: int = HANG, **environment: str) -> subprocess.CompletedProcess:
     """Run ``arguments`` in ``root`` to its end; output is text in ``stdout`` and ``stderr``."""
     return subprocess.run(

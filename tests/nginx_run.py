@@ -15,7 +15,7 @@ import requests
 from src.serving.ports import free_ports
 from src.serving.tls import pin
 from tests.certificates import write_pair
-from tests.conftest import ROOT, TIMEOUT
+from tests.conftest import ROOT, TIMEOUT, edited
 from tests.waiting import stop, wait_until
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
@@ -61,11 +61,7 @@ def nginx(folder: Path, server, changes: dict[str, str]) -> Iterator[Front]:
         "/dev/stdout": f"{folder}/access.log",
         "http {": f"http {{\n{temporary}",
     } | changes
-    text = CONFIG.read_text()
-    for old, new in changes.items():
-        assert old in text, old
-        text = text.replace(old, new)
-    (folder / "nginx.conf").write_text(text)
+    (folder / "nginx.conf").write_text(edited(CONFIG, changes))
     (folder / "tls").mkdir()
     certificate, _ = write_pair(folder / "tls", ("localhost",))
     main = f"daemon off; pid {folder}/pid; {'user root;' if os.geteuid() == 0 else ''}"

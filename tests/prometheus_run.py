@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from src.serving.ports import free_ports
-from tests.conftest import ROOT, TIMEOUT
+from tests.conftest import ROOT, TIMEOUT, edited
 from tests.waiting import stop, wait_until, wait_until_answers
 
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -28,6 +28,10 @@ class Prometheus:
         answer = requests.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=TIMEOUT).json()
         assert answer["status"] == "success", answer
         return answer["data"]["result"]
+
+    def total(self, metric: str) -> float:
+        """The sum over the series of ``metric``; 0 where there is none."""
+        return sum(float(sample["value"][1]) for sample in self.query(metric))
 
     def wait_for(self, expression: str) -> float:
         """The value of the first sample that ``expression`` gives, when there is one."""
@@ -48,11 +52,8 @@ def prometheus(folder: Path, changes: dict[str, str]) -> Iterator[Prometheus]:
     """The shipped configuration with ``changes``, each of a text that must be in it; it looks every second."""
     program, (port,) = find("prometheus"), free_ports(1)
     shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
-    text = (FOLDER / "prometheus.yml").read_text()
-    for old, new in ({"interval: 5s": "interval: 1s", "interval: 15s": "interval: 1s"} | changes).items():
-        assert old in text, old
-        text = text.replace(old, new)
-    (folder / "prometheus.yml").write_text(text)
+    changes = {"interval: 5s": "interval: 1s", "interval: 15s": "interval: 1s"} | changes
+    (folder / "prometheus.yml").write_text(edited(FOLDER / "prometheus.yml", changes))
     command = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(

@@ -23,6 +23,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 KEYS = {"image", "build", "ports", "environment", "volumes", "init", "read_only", "tmpfs", "cap_drop", "security_opt"}
 KEYS |= {"restart", "stop_grace_period"}
+VERSIONED = re.compile(r"[\w./-]+:v?\d[\w.-]*")  # an image
 PLACEHOLDER = re.compile(r"\$\{[A-Z0-9_]+:-[^}]*\}")
 
 
@@ -72,7 +73,7 @@ def test_a_service_is_built_of_files_that_exist_and_images_with_a_version(name):
     images = [SERVICES[name]["image"], *re.findall(r"^ARG BASE_IMAGE=(\S+)$", text, re.M)]
     assert len(images) == 2
     for image in images:
-        assert re.fullmatch(r"[\w./-]+:v?\d[\w.-]*", image), f"{image} has no version"
+        assert VERSIONED.fullmatch(image), f"{image} has no version"
     for used in re.findall(r"^FROM (\S+)", text, re.M):
         assert used == "${BASE_IMAGE}"
 

@@ -12,6 +12,7 @@ import yaml
 from tests.conftest import HANG, ROOT, TIMEOUT
 from tests.prometheus_run import FOLDER, Prometheus, find, prometheus
 from tests.sent_inputs import BLANK, PNG
+from tests.test_compose import VERSIONED
 from tests.waiting import wait_until
 
 GRAFANA = ROOT / "deploy" / "grafana"
@@ -22,8 +23,9 @@ ALERTS = {rule["alert"]: rule["expr"] for rule in RULES if "alert" in rule}
 RECORDS = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "monitoring.yaml").read_text())
 STRING, NAME = re.compile(r'"[^"]*"'), re.compile(r"\b[a-zA-Z_:][\w:]*")
-LANGUAGE = set(["sum", "by", "rate", "increase", "changes", "abs", "on", "group_left", "or", "and"])
-LABELS = set(["instance", "model", "job", "status", "Class", "Reason", "Stage"])
+LANGUAGE = {"sum", "by", "rate", "increase", "changes", "abs", "on", "group_left", "or", "and"}
+LABELS = {"instance", "model", "job", "status", "Class", "Reason", "Stage"}
+COUNTED = ("Predictions", "RejectedInputs", "UncertainPredictions")
 
 
 def declared() -> set[str]:
@@ -46,16 +48,12 @@ def watched(server, tmp_path_factory) -> Prometheus:
     target = server.metrics.removeprefix("http://")
     with prometheus(tmp_path_factory.mktemp("prometheus"), {"127.0.0.1:8082": target}) as started:
         for _ in range(2):
-            before = [started.query(f"{name}") for name in ("Predictions", "RejectedInputs", "UncertainPredictions")]
+            before = {name: started.total(name) for name in COUNTED}
             for body in [PNG] * 14 + [BLANK] * 6 + [b"hello"] * 5:
                 server.predict(body)
-            for name, old in zip(("Predictions", "RejectedInputs", "UncertainPredictions"), before, strict=True):
-                wait_until(lambda name=name, old=old: values(started.query(name)) > values(old), 2 * TIMEOUT)
+            for name, old in before.items():
+                wait_until(lambda name=name, old=old: started.total(name) > old, 2 * TIMEOUT)
         yield started
-
-
-def values(samples: list[dict]) -> float:
-    return sum(float(sample["value"][1]) for sample in samples)
 
 
 def test_promtool_finds_the_configuration_and_the_rules_right():
@@ -123,5 +121,5 @@ def test_the_dashboard_is_provisioned_for_the_prometheus_that_is_started():
             source["uid"]
         }
     for service in services.values():
-        assert re.fullmatch(r"[\w./-]+:v?\d[\w.-]*", service["image"])
+        assert VERSIONED.fullmatch(service["image"])
         assert (ROOT / "deploy" / service["volumes"][0].split(":")[0]).is_dir()

@@ -41,6 +41,7 @@ LOGS = ("torchserve.log", "console.log")
 PAGE = 4096  # bytes that a file takes of the file system at a time
 SERVING_PYTHON = "torchserve/.venv/bin/python"
 TWO = as_json(images=[as_base64(PNG)] * 2)
+GOLDEN = load_golden(ROOT / DEFAULT_GOLDEN)
 SLOW = encode(PICTURE.resize((4000, 4000)), "JPEG")  # takes a worker some 13 ms: it is decoded at a reduced size
 
 
@@ -97,7 +98,7 @@ def undeployed(service, store) -> None:
 def deployed(service, second, store) -> None:
     """Version 2.0 serves in its place."""
     if not store.deployed():
-        deploy(service, second, store, load_golden(ROOT / DEFAULT_GOLDEN), 0, print)
+        deploy(service, second, store, GOLDEN, 0, print)
     assert versions(service) == {"2.0": True}
 
 
@@ -170,7 +171,7 @@ def test_wrong_weights_go_back_by_themselves(own, service, url, second, store, t
     bad = changed(second, tmp_path / "bad.mar", "3.0", changes)
     reason = r"version 3\.0 is worse than 2\.0 on the golden set: .* is .* and not"
     with Traffic(url) as traffic, pytest.raises(RolloutError, match=reason):
-        deploy(service, bad, store, load_golden(ROOT / DEFAULT_GOLDEN), WATCH, print)
+        deploy(service, bad, store, GOLDEN, WATCH, print)
     assert traffic.seen.keys() == {"2.0"}, traffic.seen
     assert_unchanged(service, store)
 
@@ -186,7 +187,7 @@ def test_a_version_that_fails_in_traffic_goes_back_by_itself(service, url, secon
     with Traffic(url, bodies=(PNG, TWO)) as traffic:
         # The golden set may share a batch with the two images, and fail with them.
         with pytest.raises((RolloutError, OSError), match=r"version 3\.0 fails more often|answers 5\d\d"):
-            deploy(service, bad, store, load_golden(ROOT / DEFAULT_GOLDEN), 4 * WATCH, print)
+            deploy(service, bad, store, GOLDEN, 4 * WATCH, print)
         traffic.restart_counting()
         traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
         traffic.restart_counting()
@@ -204,12 +205,11 @@ def assert_unchanged(service: Service, store: Store) -> None:
 
 @pytest.mark.usefixtures("deployed")
 def test_what_cannot_be_deployed_is_refused_with_the_reason(service, second, store, tmp_path):
-    golden = load_golden(ROOT / DEFAULT_GOLDEN)
     with pytest.raises(RolloutError, match=r"version 2\.0 is registered already; give the new archive another"):
-        deploy(service, second, store, golden, WATCH, print)
+        deploy(service, second, store, GOLDEN, WATCH, print)
     shutil.copy2(second, tmp_path / "x.mar")
     with pytest.raises(ArchiveError, match=r"x\.mar\.sha256 does not exist"):
-        deploy(service, tmp_path / "x.mar", store, golden, WATCH, print)
+        deploy(service, tmp_path / "x.mar", store, GOLDEN, WATCH, print)
     with pytest.raises(ValueError, match=r"labels\.csv does not exist; a golden set is a folder of images"):
         load_golden(tmp_path)
     assert_unchanged(service, store)

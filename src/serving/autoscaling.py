@@ -13,7 +13,7 @@ from pathlib import Path
 
 from src.serving.client import Refused
 from src.serving.lock import Busy, locked
-from src.serving.management import NotReady, Service, count_ready
+from src.serving.management import NotReady, Service, count_ready, total
 from src.serving.retiring import with_valid_keys
 from src.serving.scaling import describe_default, scale, waiting
 from src.serving.tokens import TokenError
@@ -101,10 +101,13 @@ def look_at(service: Service) -> Look:
     """Raises NotReady when the server is drained, or OSError."""
     default = describe_default(service)
     version, pids = default["modelVersion"], tuple(worker["pid"] for worker in default["workers"])
+    scraped = service.scrape()
 
-    def total(metric: str) -> float:
+    def of_version(metric: str) -> float:
         # TorchServe counts a request that names no version under "default".
-        return sum(service.total(metric, model_name=service.model, model_version=name) for name in ("default", version))
+        return sum(
+            total(scraped, metric, model_name=service.model, model_version=name) for name in ("default", version)
+        )
 
     return Look(
         time.monotonic(),
@@ -113,8 +116,8 @@ def look_at(service: Service) -> Look:
         count_ready(default) == len(pids),
         default["batchSize"],
         waiting(default),
-        total("ts_inference_requests_total"),
-        total("ts_queue_latency_microseconds"),
+        of_version("ts_inference_requests_total"),
+        of_version("ts_queue_latency_microseconds"),
     )
 
 

@@ -62,12 +62,20 @@ class Service:
         """The description of every registered version. Raises OSError."""
         return {description["modelVersion"]: description for description in json.loads(self.manage("/all"))}
 
+    def scrape(self) -> str:
+        """What the metrics API answers. Raises OSError."""
+        return call(f"{self.metrics}/metrics").decode()
+
     def total(self, metric: str, **labels: str) -> float:
-        """The sum over those series of a Prometheus metric that have ``labels``; 0 where there is none."""
-        text = call(f"{self.metrics}/metrics").decode()
-        series = re.findall(rf"^{metric}\{{(.*)\}} (\S+)$", text, re.MULTILINE)
-        wanted = [f'{name}="{value}"' for name, value in labels.items()]
-        return sum(float(value) for found, value in series if all(label in found for label in wanted))
+        """``total`` of a metric now. Raises OSError."""
+        return total(self.scrape(), metric, **labels)
+
+
+def total(scraped: str, metric: str, **labels: str) -> float:
+    """The sum over those series of a Prometheus metric that have ``labels``; 0 where there is none."""
+    series = re.findall(rf"^{metric}\{{(.*)\}} (\S+)$", scraped, re.MULTILINE)
+    wanted = [f'{name}="{value}"' for name, value in labels.items()]
+    return sum(float(value) for found, value in series if all(label in found for label in wanted))
 
 
 def check_ready(service: Service, version: str = "") -> int:

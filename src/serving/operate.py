@@ -34,9 +34,10 @@ def seconds(text: str) -> float:
 
 def above_zero(text: str) -> float:
     """The value of an option that something is divided by, or that keeps a loop from running without pause."""
-    if seconds(text) == 0:
+    value = seconds(text)
+    if value == 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return seconds(text)
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from src.serving.management import Service
+from src.serving.management import Service, total
 
 MORE_FAILURES = 0.01  # a share of 5xx above the one before by more than this is worse
 MORE_REFUSALS = 0.1  # the same for 4xx, which are the clients' doing for the most part and vary by themselves
@@ -31,8 +31,9 @@ def count_answers(service: Service) -> Counts:
     Not ``Requests2XX``: TorchServe 0.12 counts ours to management and metrics there, and every probe's. Its answers of
     4xx and 5xx name no model; those of other models make the shares larger, before and after.
     """
-    requests = service.total("ts_inference_requests_total", model_name=service.model)
-    return Counts(requests, service.total("Requests4XX"), service.total("Requests5XX"))
+    scraped = service.scrape()
+    requests = total(scraped, "ts_inference_requests_total", model_name=service.model)
+    return Counts(requests, total(scraped, "Requests4XX"), total(scraped, "Requests5XX"))
 
 
 def shares(begun: Counts, ended: Counts, own: int) -> Shares:
