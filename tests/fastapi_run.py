@@ -62,7 +62,7 @@ def scrape(url: str) -> dict[tuple[str, str], float]:
     ):
         pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         if "le" not in pairs:
-            assert pairs.keys() - {"Class", "Reason", "Stage"} <= {"Hostname", "Level", "ModelName"}
+            assert pairs.keys() - {"Class", "Reason", "Stage"} <= {"Hostname", "Level", "ModelName", "ModelVersion"}
             found[name, next((pairs[key] for key in ("Class", "Reason", "Stage") if key in pairs), "")] = float(value)
     return found
 

@@ -27,6 +27,7 @@ from src.serving.client import Refused, call, send
 from src.serving.management import Service, wait_ready
 from src.serving.rollout import deploy
 from src.serving.store import Store
+from src.serving.watching import Watch
 from tests.conftest import TIMEOUT
 from tests.drawing import encode, png_chunk
 from tests.sent_inputs import PNG, as_base64, as_json
@@ -243,12 +244,12 @@ def test_what_must_not_be_served_is_refused_before_the_server_hears_of_it(server
     archive = rewrite(store.folder / "fashion_mnist.mar", tmp_path / "x.mar", content)
     before, nobody = sorted(store.folder.iterdir()), Service(management="http://127.0.0.1:1")
     with pytest.raises(ArchiveError, match=said):
-        deploy(nobody, archive, store, [], 0, print)
+        deploy(nobody, archive, store, [], Watch(0), print)
     archive.write_bytes(archive.read_bytes()[:-10])
     with pytest.raises(ArchiveError, match="was changed: its SHA-256 is"):
-        deploy(nobody, archive, store, [], 0, print)
+        deploy(nobody, archive, store, [], Watch(0), print)
     with pytest.raises(ArchiveError, match="is damaged"):
-        deploy(nobody, sign(archive), store, [], 0, print)
+        deploy(nobody, sign(archive), store, [], Watch(0), print)
     assert sorted(store.folder.iterdir()) == before
 
 

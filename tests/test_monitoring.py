@@ -24,7 +24,7 @@ RECORDS = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "monitoring.yaml").read_text())
 STRING, NAME = re.compile(r'"[^"]*"'), re.compile(r"\b[a-zA-Z_:][\w:]*")
 LANGUAGE = {"sum", "by", "rate", "increase", "changes", "abs", "on", "group_left", "or", "and"}
-LABELS = {"instance", "model", "job", "status", "Class", "Reason", "Stage"}
+LABELS = {"instance", "model", "job", "status", "Class", "ModelVersion", "Reason", "Stage"}
 COUNTED = ("Predictions", "RejectedInputs", "UncertainPredictions")
 
 

@@ -28,6 +28,7 @@ from src.serving.ports import free_ports
 from src.serving.rollout import RolloutError, deploy, roll_back
 from src.serving.scaling import DRAINING
 from src.serving.store import Store
+from src.serving.watching import Watch
 from tests.conftest import ROOT, TIMEOUT, copy_checkout, run_script
 from tests.drawing import encode
 from tests.script_run import Run, pid_of, wait_until_none
@@ -98,7 +99,7 @@ def undeployed(service, store) -> None:
 def deployed(service, second, store) -> None:
     """Version 2.0 serves in its place."""
     if not store.deployed():
-        deploy(service, second, store, GOLDEN, 0, print)
+        deploy(service, second, store, GOLDEN, Watch(0), print)
     assert versions(service) == {"2.0": True}
 
 
@@ -138,7 +139,8 @@ def test_a_good_version_is_deployed_without_a_failed_request(own, service, url, 
     assert traffic.seen.keys() == {"2.0"}, traffic.seen
     steps = [r"verified .*: version 2\.0, sha256 \w{64}", r"version 2\.0 is registered and has 1 READY worker",
              r"golden set: 12 of 12 right, before 12; 100% of the labels as before, .*", r"version 2\.0 is the default",
-             r"watched for 1 s: \d+ requests of others; 0\.00% of them got 5xx, before 0\.00%; 0\.00% got 4xx, .*",
+             r"version 1\.0: \d+ requests of others, 0\.00% got 5xx, 0\.00% got 4xx",
+             r"version 2\.0: \d+ requests of others, 0\.00% got 5xx, 0\.00% got 4xx; 0\.0% of \d+ answers uncertain",
              r"version 1\.0 is unregistered", r"fashion_mnist 2\.0 serves"]  # fmt: skip
     for line, step in zip(done.stdout.splitlines(), steps, strict=True):
         assert re.fullmatch(step, line), line
@@ -171,7 +173,7 @@ def test_wrong_weights_go_back_by_themselves(own, service, url, second, store, t
     bad = changed(second, tmp_path / "bad.mar", "3.0", changes)
     reason = r"version 3\.0 is worse than 2\.0 on the golden set: .* is .* and not"
     with Traffic(url) as traffic, pytest.raises(RolloutError, match=reason):
-        deploy(service, bad, store, GOLDEN, WATCH, print)
+        deploy(service, bad, store, GOLDEN, Watch(WATCH), print)
     assert traffic.seen.keys() == {"2.0"}, traffic.seen
     assert_unchanged(service, store)
 
@@ -187,13 +189,45 @@ def test_a_version_that_fails_in_traffic_goes_back_by_itself(service, url, secon
     with Traffic(url, bodies=(PNG, TWO)) as traffic:
         # The golden set may share a batch with the two images, and fail with them.
         with pytest.raises((RolloutError, OSError), match=r"version 3\.0 fails more often|answers 5\d\d"):
-            deploy(service, bad, store, GOLDEN, 4 * WATCH, print)
+            deploy(service, bad, store, GOLDEN, Watch(4 * WATCH), print)
         traffic.restart_counting()
         traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
         traffic.restart_counting()
         traffic.wait_for(lambda seen: seen.total() > 4 * traffic.clients)
     assert traffic.seen.keys() == {"2.0"}, traffic.seen
     assert "went back to version 2.0" in capsys.readouterr().out
+    assert_unchanged(service, store)
+
+
+@pytest.mark.usefixtures("undeployed")
+def test_a_canary_has_turns_with_the_old_version_before_it_serves(own, service, url, second, store):
+    with Traffic(url) as traffic:
+        done = operate(own, "deploy", second, "--canary", "40", "--watch", 6)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, then = done.stdout.split("version 2.0 is the default 40% of the time\n")[1].split(
+        "version 2.0 is the default\n"
+    )
+    found = dict(re.findall(r"^version (\S+): (\d+) requests of others, 0\.00% got 5xx", first, re.MULTILINE))
+    requests_of = {version: int(count) for version, count in found.items()}
+    assert requests_of.keys() == {"1.0", "2.0"}
+    assert 0.2 < requests_of["2.0"] / sum(requests_of.values()) < 0.8, first
+    assert first.splitlines()[0] == then.splitlines()[0]  # the old one's, which the new one is compared with again
+    assert traffic.seen.keys() == {"1.0", "2.0"}, traffic.seen
+    assert versions(service) == {"2.0": True}
+    assert store.deployed() == ["fashion_mnist-2.0.mar"]
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_canary_that_is_in_doubt_more_often_goes_back(service, url, second, store, tmp_path, capsys):
+    """Its labels are right; it marks every answer as uncertain."""
+    with zipfile.ZipFile(second) as opened:
+        config = json.loads(opened.read("model_config.json")) | {"uncertain_below": 1.0}
+    bad = changed(second, tmp_path / "bad.mar", "3.0", {"model_config.json": json.dumps(config).encode()})
+    with Traffic(url, clients=6) as traffic:
+        with pytest.raises(RolloutError, match=r"version 3\.0 is in doubt more often: 100\.0% of its .* one's 0\.0%"):
+            deploy(service, bad, store, GOLDEN, Watch(8 * WATCH, (0.5, 1.0)), print)
+        assert "went back to version 2.0" in capsys.readouterr().out
+    assert traffic.seen.keys() == {"2.0", "3.0"}, traffic.seen
     assert_unchanged(service, store)
 
 
@@ -206,10 +240,10 @@ def assert_unchanged(service: Service, store: Store) -> None:
 @pytest.mark.usefixtures("deployed")
 def test_what_cannot_be_deployed_is_refused_with_the_reason(service, second, store, tmp_path):
     with pytest.raises(RolloutError, match=r"version 2\.0 is registered already; give the new archive another"):
-        deploy(service, second, store, GOLDEN, WATCH, print)
+        deploy(service, second, store, GOLDEN, Watch(WATCH), print)
     shutil.copy2(second, tmp_path / "x.mar")
     with pytest.raises(ArchiveError, match=r"x\.mar\.sha256 does not exist"):
-        deploy(service, tmp_path / "x.mar", store, GOLDEN, WATCH, print)
+        deploy(service, tmp_path / "x.mar", store, GOLDEN, Watch(WATCH), print)
     with pytest.raises(ValueError, match=r"labels\.csv does not exist; a golden set is a folder of images"):
         load_golden(tmp_path)
     assert_unchanged(service, store)

@@ -23,6 +23,7 @@ from src.serving.management import Service, count_ready
 from src.serving.retiring import retire
 from src.serving.rollout import NotBack, deploy, roll_back
 from src.serving.store import Store
+from src.serving.watching import Watch
 from tests.conftest import ROOT, TIMEOUT, run_script
 from tests.script_run import pid_of
 from tests.sent_inputs import PNG
@@ -127,7 +128,7 @@ def test_when_going_back_fails_the_archive_stays_and_the_message_says_how(server
 
     try:
         with pytest.raises(NotBack) as failed:
-            deploy(service, second, store, GOLDEN, 0.5, say)
+            deploy(service, second, store, GOLDEN, Watch(0.5), say)
     finally:
         os.kill(java, signal.SIGCONT)
     said = str(failed.value)
@@ -146,7 +147,7 @@ def test_a_deploy_that_cannot_be_recorded_goes_back(service, store, second):
     blocked = store.folder / ".fashion_mnist.deployed.part"
     blocked.mkdir()
     with pytest.raises(OSError, match="directory"):
-        deploy(service, second, store, GOLDEN, 0.5, print)
+        deploy(service, second, store, GOLDEN, Watch(0.5), print)
     blocked.rmdir()
 
 

@@ -3,15 +3,19 @@
 import pytest
 
 from src.serving.management import Service
-from src.serving.shares import Counts, Shares, count_answers, shares, worse
+from src.serving.shares import Counts, Doubt, Shares, count_answers, count_doubt, shares, worse
 from tests.file_server import serve
 
-CALM = Shares(1000, 0.02, 0.001)
+CALM = Shares(1000, 0.02, 0.001, Doubt(1000, 50))
 METRICS = b"""# TYPE ts_inference_requests_total counter
 ts_inference_requests_total{model_name="clothing",model_version="1.0",hostname="a",} 9000.0
 ts_inference_requests_total{model_name="clothing_small",model_version="1.0",hostname="a",} 30.0
 ts_inference_requests_total{model_name="clothing_small",model_version="2.0",hostname="a",} 12.0
 Requests4XX{Level="Host",Hostname="a",} 5.0
+Predictions{Class="Bag",ModelVersion="1.0",ModelName="clothing",Level="Model",Hostname="a",} 70.0
+Predictions{Class="Coat",ModelVersion="1.0",ModelName="clothing",Level="Model",Hostname="a",} 30.0
+Predictions{Class="Coat",ModelVersion="2.0",ModelName="clothing",Level="Model",Hostname="a",} 4.0
+UncertainPredictions{Class="Coat",ModelVersion="1.0",ModelName="clothing",Level="Model",Hostname="a",} 9.0
 Requests5XX{Level="Host",Hostname="a",} 3.0
 """
 
@@ -23,10 +27,16 @@ def test_the_requests_are_those_of_the_model_alone():
     assert counts == [Counts(9000, 5, 3), Counts(42, 5, 3), Counts(0, 5, 3)]
 
 
+def test_the_doubt_is_that_of_a_version():
+    with serve({"metrics": METRICS}) as server:
+        found = [count_doubt(Service("clothing", metrics=server.url), version) for version in ("1.0", "2.0", "3.0")]
+    assert found == [Doubt(100, 9), Doubt(4, 0), Doubt()]
+
+
 def test_our_own_requests_do_not_dilute_the_shares():
     """Of 100 requests of others 5 fail and 10 are refused; 400 were our golden set's."""
-    begun, ended = Counts(1000, 50, 7), Counts(1500, 60, 12)
-    assert shares(begun, ended, own=400) == Shares(100, 0.1, 0.05)
+    begun, ended, own = Counts(1000, 50, 7), Counts(1500, 60, 12), Counts(400)
+    assert shares(ended.minus(begun).minus(own)) == Shares(100, 0.1, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +48,7 @@ def test_our_own_requests_do_not_dilute_the_shares():
     ],
 )
 def test_shares_of_few_requests(ended, found):
-    assert shares(Counts(0, 0, 0), ended, own=40) == Shares(*found)
+    assert shares(ended.minus(Counts(40))) == Shares(*found)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +56,17 @@ def test_shares_of_few_requests(ended, found):
     [
         (Shares(1000, 0.02, 0.001), ""),
         (Shares(1000, 0.02, 0.011), ""),
-        (Shares(1000, 0.02, 0.012), "fails more often: 1.20% of the requests got 5xx, before 0.10%"),
-        (Shares(3, 0.0, 1 / 3), "fails more often: 33.33% of the requests got 5xx, before 0.10%"),
+        (Shares(1000, 0.02, 0.012), "fails more often: 1.20% of the requests got 5xx, with the old one 0.10%"),
+        (Shares(3, 0.0, 1 / 3), "fails more often: 33.33% of the requests got 5xx, with the old one 0.10%"),
         (Shares(1000, 0.11, 0.0), ""),
-        (Shares(1000, 0.13, 0.0), "refuses more: 13.00% of the requests got 4xx, before 2.00%"),
+        (Shares(1000, 0.13, 0.0), "refuses more: 13.00% of the requests got 4xx, with the old one 2.00%"),
         (Shares(19, 1.0, 0.0), ""),
+        (CALM._replace(doubt=Doubt(200, 20)), ""),
+        (
+            CALM._replace(doubt=Doubt(200, 21)),
+            "is in doubt more often: 10.5% of its answers are uncertain, of the old one's 5.0%",
+        ),
+        (CALM._replace(doubt=Doubt(199, 199)), ""),
     ],
 )
 def test_what_is_worse(after, said):

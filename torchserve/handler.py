@@ -44,7 +44,7 @@ class ImageClassifierHandler:
         self.description = self.describe(checksums(folder, self.runtime), context.manifest["model"]["modelVersion"])
         self.version = self.description["model_version"]
         rows = properties["batch_size"]
-        self.report = Report(context.metrics)
+        self.report = Report(context.metrics, self.version)
         self.batch = PixelBatch(self.predictor.config.preprocessing, rows)
         self.predictor.warm_up(sorted({1, 2, rows // 2, rows, MAX_ROWS} - {0}))
 

@@ -8,7 +8,7 @@ from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 
 REPORT_EVERY = 0.2  # seconds
-COUNTERS = {  # the metric and its dimension
+COUNTERS = {  # the metric and its first dimension; the second is ModelVersion
     "predicted": ("Predictions", "Class"),
     "uncertain": ("UncertainPredictions", "Class"),
     "rejected": ("RejectedInputs", "Reason"),
@@ -23,8 +23,8 @@ class Report:
     own gauge, PredictionTime.
     """
 
-    def __init__(self, metrics):
-        self.metrics = metrics
+    def __init__(self, metrics, version: str):
+        self.metrics, self.version = metrics, Dimension("ModelVersion", version)
         self.lock, self.something = threading.Lock(), threading.Event()
         self.counts: Counter[tuple[str, str]] = Counter()
         self.times: dict[str, float] = {}
@@ -59,7 +59,7 @@ class Report:
             self.counts, self.times, self.confidence, self.prediction_ms = Counter(), {}, None, None
         for (kind, name), count in counts.items():
             metric, dimension = COUNTERS[kind]
-            self.metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name)])
+            self.metrics.add_counter(metric, count, dimensions=[Dimension(dimension, name), self.version])
         for stage, seconds in times.items():
             self.observe("StageSeconds", seconds, "s", [Dimension("Stage", stage)])
         if confidence is not None:

@@ -25,17 +25,18 @@ prometheus_client.disable_created_metrics()
 class Metrics:
     """What one worker process counts. ``show`` gives the sums over all of them."""
 
-    def __init__(self, model: str, class_names: Collection[str]):
+    def __init__(self, model: str, version: str, class_names: Collection[str]):
         self.registry = CollectorRegistry()
         host = {"Level": "Host", "Hostname": socket.gethostname()}
         self.model = {"ModelName": model, "Level": "Model", "Hostname": host["Hostname"]}
+        self.versioned = versioned = {"ModelVersion": version, **self.model}
         # Looking up the labels of a metric takes longer than counting, so what is counted often is looked up here.
-        counters = {"labelnames": ["Class", *self.model], "registry": self.registry}
+        counters = {"labelnames": ["Class", *versioned], "registry": self.registry}
         predictions = Counter("Predictions", "Predictions of each class", **counters)
-        self.predictions = {name: predictions.labels(Class=name, **self.model) for name in class_names}
+        self.predictions = {name: predictions.labels(Class=name, **versioned) for name in class_names}
         uncertain = Counter("UncertainPredictions", "Predictions marked as uncertain, of each class", **counters)
-        self.uncertain = {name: uncertain.labels(Class=name, **self.model) for name in class_names}
-        counters["labelnames"] = ["Reason", *self.model]
+        self.uncertain = {name: uncertain.labels(Class=name, **versioned) for name in class_names}
+        counters["labelnames"] = ["Reason", *versioned]
         self.rejected = Counter("RejectedInputs", "Requests answered 400, by the type of their error", **counters)
         counters["labelnames"] = list(host)
         self.answers = {
@@ -66,7 +67,7 @@ class Metrics:
 
     def count_rejected(self, reason: str) -> None:
         """One request answered 400."""
-        self.rejected.labels(Reason=reason, **self.model).inc()
+        self.rejected.labels(Reason=reason, **self.versioned).inc()
 
     def time_stages(self, moments: Collection[float]) -> None:
         """``moments``: when each of STAGES began and the last ended, in seconds of one clock."""

@@ -26,7 +26,7 @@ class Service:
     def __init__(self, predictor: Predictor, runtime: str, version: str, threads: int, queue: int):
         """``threads``: requests classified at a time; ``queue``: how many more may wait."""
         self.predictor, self.runtime, self.version = predictor, runtime, version
-        self.metrics = Metrics(predictor.config.name, predictor.config.class_names)
+        self.metrics = Metrics(predictor.config.name, version, predictor.config.class_names)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="predict")
         self.limit, self.taken = threads + queue, 0
         self.stopping = self.closing = False

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 from src.serving.autoscaling import Rule, autoscale
@@ -40,6 +41,14 @@ def above_zero(text: str) -> float:
     return value
 
 
+def stages(text: str) -> tuple[float, ...]:
+    """The shares of a canary from percentages, such as 5,25; after them comes all of the time."""
+    shares = [float(part) / 100 for part in text.split(",")]
+    if not all(0 < low < high for low, high in pairwise([*shares, 1.0])):
+        raise argparse.ArgumentTypeError(f"{text} is no canary; give rising percentages below 100: 5,25")
+    return (*shares, 1.0)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -55,7 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     deploying = commands.add_parser("deploy", help="roll a new version out; go back by itself when it is worse")
     deploying.add_argument("archive", type=Path, help="NEW.mar, its NEW.mar.sha256 beside it")
     deploying.add_argument("--golden", type=Path, default=DEFAULT_GOLDEN, help="images and labels.csv: %(default)s")
-    deploying.add_argument("--watch", type=seconds, default=10, help="seconds to watch the error rate: %(default)s")
+    deploying.add_argument("--watch", type=seconds, default=10, help="seconds to watch each stage: %(default)s")
+    deploying.add_argument(
+        "--canary",
+        type=stages,
+        default=(1.0,),
+        metavar="PERCENT,...",
+        help="the shares of the time that the new version serves before it serves all of it, such as 5,25",
+    )
     back = commands.add_parser("rollback", help="serve the version before the last deployed one again")
     draining = commands.add_parser("drain", help="refuse new requests, answer those taken; before a server stops")
     draining.add_argument("--timeout", type=seconds, default=60, help="seconds to wait: %(default)s")
@@ -105,13 +121,15 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
             # They read archives, which needs torch and PyYAML.
             from src.serving.rollout import deploy, roll_back
             from src.serving.store import Store
+            from src.serving.watching import Watch
 
             store = Store(arguments.store, service.model)
             end_by_exception()
             with locked(store.run):
                 if arguments.command == "deploy":
                     items = load_golden(arguments.golden)
-                    version = deploy(service, arguments.archive, store, items, arguments.watch, say)
+                    watch = Watch(arguments.watch, arguments.canary)
+                    version = deploy(service, arguments.archive, store, items, watch, say)
                 else:
                     version = roll_back(service, store, say)
             say(f"{service.model} {version} serves")
@@ -159,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "scale" and arguments.workers < 1:
         parser.error(f"--workers is {arguments.workers}; it must be at least 1")
+    if arguments.command == "deploy" and len(arguments.canary) > 1 and not arguments.watch:
+        parser.error("--canary watches each of its stages; give --watch more than 0 seconds")
     if arguments.command == "autoscale" and not 1 <= arguments.min <= arguments.max:
         parser.error(f"--min is {arguments.min} and --max {arguments.max}; give 1 <= --min <= --max")
     service = Service(

@@ -1,7 +1,6 @@
 """A new version under traffic without a failed request, and back by itself when it is worse than the old one."""
 
 import json
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,24 +8,21 @@ from urllib.parse import quote
 
 from src.export.archive import MANIFEST, verify
 from src.serving.golden import Item, answer_golden, compare
-from src.serving.management import SLOW, Service, check_ready, count_ready, wait_ready
+from src.serving.management import SLOW, Service, count_ready, wait_ready
 from src.serving.retiring import curl, retire_or_say, with_valid_keys
 from src.serving.scaling import describe_default
-from src.serving.shares import Shares, count_answers, shares, worse
+from src.serving.shares import Counts, count_answers, shares
 from src.serving.store import Store
+from src.serving.watching import RolloutError, Trial, Watch
 
 WARM_UP = 5  # rounds of the golden set before a version is judged and gets traffic
-
-
-class RolloutError(RuntimeError):
-    """The version was not rolled out, and the one before it serves; the message says why."""
 
 
 class NotBack(RolloutError):
     """Nor could the one before it be made the default again; the message says how to do that."""
 
 
-def deploy(service: Service, archive: Path, store: Store, items: list[Item], watch: float, say: Callable) -> str:
+def deploy(service: Service, archive: Path, store: Store, items: list[Item], watch: Watch, say: Callable) -> str:
     """Roll ``archive`` out and return its version.
 
     Raises ArchiveError, and RolloutError, NotReady, ValueError or OSError after going back; nothing of it is left in
@@ -70,7 +66,7 @@ def roll_back(service: Service, store: Store, say: Callable) -> str:
         raise RolloutError(f"{before}, which served before, does not exist; deploy the version that is to serve")
     verify(before)
     version = version_of(before, service.model)
-    old = replace_default(service, store, before, version, names[:-1], say)
+    old = replace_default(service, store, before, version, names[:-1], say, [], Watch(0))
     retire_or_say(service, store.run, old, say)
     store.remove(store.folder / names[-1])
     return version
@@ -92,10 +88,10 @@ def replace_default(
     version: str,
     names: list[str],
     say: Callable,
-    items: list[Item] | None = None,
-    watch: float = 0,
+    items: list[Item],
+    watch: Watch,
 ) -> str:
-    """Register ``version``, judge it by ``items``, make it the default, watch it, record ``names`` as deployed.
+    """Register ``version``, judge it by ``items``, make it the default as ``watch`` says, record ``names`` as deployed.
 
     Returns the version before it, and goes back to that when anything fails. Raises NotBack when that fails, too.
     """
@@ -107,11 +103,8 @@ def replace_default(
         workers = staff(service, archive.name, version, max(1, count_ready(old)))
         say(f"version {version} is registered and has {workers} READY worker{'s' if workers > 1 else ''}")
         own = judge(service, items, old_version, version, say) if items else 0
-        before, asked = shares(begun, count_answers(service), own), True
-        service.manage(f"/{quote(version)}/set-default", "PUT")
-        say(f"version {version} is the default")
-        if watch:
-            observe(service, store.run, items, version, watch, before, say)
+        before, asked = shares(count_answers(service).minus(begun).minus(Counts(own))), True
+        Trial(service, store.run, items, old_version, version, say).introduce(watch, before)
         store.write(names)
     except BaseException as error:  # and after Ctrl-C
         try:
@@ -151,28 +144,6 @@ def judge(service: Service, items: list[Item], old: str, new: str, say: Callable
     if not good:
         raise RolloutError(f"version {new} is worse than {old} on the {line}")
     return (WARM_UP + 1) * len(items)
-
-
-def observe(
-    service: Service, run: Path, items: list[Item], version: str, seconds: float, before: Shares, say: Callable
-) -> None:
-    """Watch the new default: its workers, its answers, the shares of 4xx and 5xx. Raises RolloutError or NotReady."""
-    begun, own, deadline = count_answers(service), 0, time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        service = with_valid_keys(service, run)
-        check_ready(service)
-        for answer in answer_golden(service, items):
-            if answer["model_version"] != version:
-                raise RolloutError(f"the default address is answered by version {answer['model_version']}")
-        own += len(items)
-        time.sleep(0.2)
-    after = shares(begun, count_answers(service), own)
-    say(
-        f"watched for {seconds:g} s: {after.requests:.0f} requests of others; {after.failed:.2%} of them got 5xx, "
-        f"before {before.failed:.2%}; {after.refused:.2%} got 4xx, before {before.refused:.2%}"
-    )
-    if what := worse(before, after):
-        raise RolloutError(f"version {version} {what}")
 
 
 def go_back(service: Service, run: Path, old: str, new: str, say: Callable) -> None:
