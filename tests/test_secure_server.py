@@ -198,6 +198,33 @@ print(found.management_token, found.inference_token, found.describe()["modelVers
     assert with_valid_keys(elsewhere, run) is elsewhere
 
 
+def test_keys_that_expire_in_the_middle_of_a_turn_are_renewed(secure):
+    """A second after the watch has begun the file says that the keys have expired."""
+    before = key_of(secure, "management")
+    code = f"""
+import json, threading
+from pathlib import Path
+from src.serving.golden import load_golden
+from src.serving.management import Service
+from src.serving.shares import Shares
+from src.serving.watching import Trial
+run = Path("torchserve/.run")
+def expire():
+    keys = json.loads((run / "key_file.json").read_text())
+    for kind in ("management", "inference"):
+        keys[kind]["expiration time"] = "2020-01-01T00:00:00.123456789Z"
+    (run / "key_file.json").write_text(json.dumps(keys))
+threading.Timer(1, expire).start()
+trial = Trial({service_of(secure)!r}, run, load_golden(Path("torchserve/golden")), "0.9", "1.0", print)
+trial.observe(1.0, 4, Shares(0, 0, 0))
+"""
+    certificate = "torchserve/.run/tls/certificate.pem"
+    done = run_script(secure.root, sys.executable, "-c", code, TORCHSERVE_CERTIFICATE=certificate)
+    assert done.returncode == 0, done.stderr
+    assert "version 1.0: " in done.stdout
+    assert key_of(secure, "management") != before
+
+
 def test_the_command_that_a_rollout_prints_works_as_printed(secure, tmp_path, monkeypatch):
     """The version does not exist; that is said to one whom the server trusts, and who trusts the server."""
     monkeypatch.setenv("TORCHSERVE_CERTIFICATE", "torchserve/.run/tls/certificate.pem")

@@ -3,11 +3,12 @@
 import pytest
 
 from src.serving.management import Service
-from src.serving.shares import Counts, Doubt, Shares, count_answers, count_doubt, shares, worse
+from src.serving.shares import Counts, Doubt, Shares, count_answers, count_doubt, shares, too_few, worse
 from tests.file_server import serve
 
-CALM = Shares(1000, 0.02, 0.001, Doubt(1000, 50))
+CALM = Shares(1000, 0.02, 0.001, 0.03, Doubt(1000, 50))
 METRICS = b"""# TYPE ts_inference_requests_total counter
+ts_inference_latency_microseconds{model_name="clothing_small",model_version="1.0",hostname="a",} 1500000.0
 ts_inference_requests_total{model_name="clothing",model_version="1.0",hostname="a",} 9000.0
 ts_inference_requests_total{model_name="clothing_small",model_version="1.0",hostname="a",} 30.0
 ts_inference_requests_total{model_name="clothing_small",model_version="2.0",hostname="a",} 12.0
@@ -24,7 +25,7 @@ def test_the_requests_are_those_of_the_model_alone():
     """Those of a busy neighbour would hide the failures of a model that few ask."""
     with serve({"metrics": METRICS}) as server:
         counts = [count_answers(Service(name, metrics=server.url)) for name in ("clothing", "clothing_small", "other")]
-    assert counts == [Counts(9000, 5, 3), Counts(42, 5, 3), Counts(0, 5, 3)]
+    assert counts == [Counts(9000, 5, 3), Counts(42, 5, 3, 1.5), Counts(0, 5, 3)]
 
 
 def test_the_doubt_is_that_of_a_version():
@@ -61,13 +62,44 @@ def test_shares_of_few_requests(ended, found):
         (Shares(1000, 0.11, 0.0), ""),
         (Shares(1000, 0.13, 0.0), "refuses more: 13.00% of the requests got 4xx, with the old one 2.00%"),
         (Shares(19, 1.0, 0.0), ""),
-        (CALM._replace(doubt=Doubt(200, 20)), ""),
+        (CALM._replace(seconds=0.13), ""),
+        (CALM._replace(seconds=0.14), "is slower: 140 ms on average, the old one 30 ms"),
+        (CALM._replace(requests=19, seconds=9.0), ""),
+        (CALM._replace(doubt=Doubt(1000, 100)), ""),
         (
-            CALM._replace(doubt=Doubt(200, 21)),
-            "is in doubt more often: 10.5% of its answers are uncertain, of the old one's 5.0%",
+            CALM._replace(doubt=Doubt(1000, 110)),
+            "is in doubt more often: 11.0% of its answers are uncertain, of the old one's 5.0%",
         ),
         (CALM._replace(doubt=Doubt(199, 199)), ""),
     ],
 )
 def test_what_is_worse(after, said):
     assert worse(CALM, after) == said
+
+
+def test_what_may_be_by_chance_is_not_worse():
+    few, doubtful = Shares(20, 0.05, 0.0), CALM._replace(doubt=Doubt(200, 88))
+    assert worse(few, Shares(20, 0.25, 0.0)) == ""
+    assert worse(few, Shares(20, 0.5, 0.0)).startswith("refuses more: 50.00%")
+    assert worse(few._replace(requests=1000), Shares(20, 0.25, 0.0)).startswith("refuses more: 25.00%")
+    assert worse(doubtful, CALM._replace(doubt=Doubt(200, 108))) == ""
+    assert worse(doubtful, CALM._replace(doubt=Doubt(2000, 1080))) == ""
+    assert worse(doubtful, CALM._replace(doubt=Doubt(200, 120))).startswith("is in doubt more often: 60.0%")
+
+
+def test_a_mean_time_that_is_long_already_must_double():
+    slow = CALM._replace(seconds=0.5)
+    assert worse(slow, CALM._replace(seconds=0.99)) == ""
+    assert worse(slow, CALM._replace(seconds=1.01)).startswith("is slower: 1010 ms")
+
+
+@pytest.mark.parametrize(
+    ("new", "left"),
+    [
+        (CALM, ""),
+        (CALM._replace(requests=19), "4xx and time (under 20 requests)"),
+        (CALM._replace(doubt=Doubt(199, 0)), "uncertain answers (under 200)"),
+    ],
+)
+def test_what_few_requests_cannot_tell(new, left):
+    assert too_few(CALM, new) == too_few(new, CALM) == left

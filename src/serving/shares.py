@@ -1,5 +1,7 @@
-"""What becomes of the requests of others while a version is rolled out: how many fail, are refused, are in doubt."""
+"""What becomes of the requests of others while a version is rolled out: how many fail, are refused, are in doubt, and
+how long they take."""
 
+import math
 from typing import NamedTuple
 
 from src.serving.management import Service, total
@@ -7,16 +9,20 @@ from src.serving.management import Service, total
 MORE_FAILURES = 0.01  # a share of 5xx above the old version's by more than this is worse
 MORE_REFUSALS = 0.1  # the same for 4xx, which are the clients' doing for the most part and vary by themselves
 MORE_DOUBT = 0.05  # the same for answers marked as uncertain
-LEAST = 20  # requests of others; the share of 4xx among fewer tells nothing
-LEAST_ANSWERS = 200  # of each version; among fewer the share of uncertain ones varies by 5 points by chance
+ERRORS = 3  # standard errors by which the last two must differ as well: few requests vary by chance
+SLOWER, MORE_SECONDS = 2, 0.1  # a mean time of this many times the old version's, and so much above it, is worse
+LEAST = 20  # requests of others; the share of 4xx among fewer, or their time, tells nothing
+LEAST_ANSWERS = 200  # of each version, one an image; the same for the share of uncertain ones
 
 
 class Counts(NamedTuple):
-    """The requests for the model's predictions, and the server's answers of 4xx and 5xx."""
+    """The requests for the model's predictions, the server's answers of 4xx and 5xx, and the seconds from a request's
+    arrival to its answer, summed."""
 
     requests: float = 0
     refused: float = 0
     failed: float = 0
+    seconds: float = 0
 
     def plus(self, other: "Counts") -> "Counts":
         return Counts(*(mine + its for mine, its in zip(self, other, strict=True)))
@@ -39,15 +45,19 @@ class Doubt(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """The requests of others to a version, the shares of 4xx and 5xx among them, and the doubt in its answers."""
+    """The requests of others to a version, the shares of 4xx and 5xx among them, the mean time of an answer in seconds,
+    and the doubt in the answers."""
 
     requests: float
     refused: float
     failed: float
+    seconds: float = 0.0
     doubt: Doubt = Doubt()
 
     def __str__(self) -> str:
         shown = f"{self.requests:.0f} requests of others, {self.failed:.2%} got 5xx, {self.refused:.2%} got 4xx"
+        if self.requests >= 1:
+            shown += f", {1000 * self.seconds:.0f} ms on average"
         if self.doubt.answers > 0:
             shown += f"; {self.doubt.uncertain / self.doubt.answers:.1%} of {self.doubt.answers:.0f} answers uncertain"
         return shown
@@ -60,8 +70,11 @@ def count_answers(service: Service) -> Counts:
     4xx and 5xx name no model; those of other models make the shares larger, of both versions.
     """
     scraped = service.scrape()
-    requests = total(scraped, "ts_inference_requests_total", model_name=service.model)
-    return Counts(requests, total(scraped, "Requests4XX"), total(scraped, "Requests5XX"))
+    requests, microseconds = (
+        total(scraped, f"ts_inference_{what}", model_name=service.model)
+        for what in ("requests_total", "latency_microseconds")
+    )
+    return Counts(requests, total(scraped, "Requests4XX"), total(scraped, "Requests5XX"), microseconds / 1e6)
 
 
 def count_doubt(service: Service, version: str) -> Doubt:
@@ -77,24 +90,38 @@ def shares(counts: Counts) -> Shares:
     What TorchServe refuses before it knows the model is in the answers alone, so there may be more of those.
     """
     requests = max(counts.requests, counts.refused + counts.failed, 0.0)
-    return Shares(requests, counts.refused / max(1.0, requests), counts.failed / max(1.0, requests))
-
-
-def fails_more(old: Shares, new: Shares) -> str:
-    """As ``worse``, by the share of 5xx alone."""
-    if new.failed > old.failed + MORE_FAILURES:
-        return f"fails more often: {new.failed:.2%} of the requests got 5xx, with the old one {old.failed:.2%}"
-    return ""
+    parts = (part / max(1.0, requests) for part in (counts.refused, counts.failed, max(0.0, counts.seconds)))
+    return Shares(requests, *parts)
 
 
 def worse(old: Shares, new: Shares) -> str:
-    """What is worse with the new version, with the shares; empty when nothing is."""
-    if failing := fails_more(old, new):
-        return failing
-    if new.requests >= LEAST and new.refused > old.refused + MORE_REFUSALS:
-        return f"refuses more: {new.refused:.2%} of the requests got 4xx, with the old one {old.refused:.2%}"
+    """What is worse with the new version, with the figures; empty when nothing is."""
+    if new.failed > old.failed + MORE_FAILURES:
+        return f"fails more often: {new.failed:.2%} of the requests got 5xx, with the old one {old.failed:.2%}"
+    if new.requests >= LEAST:
+        refused = (old.refused, old.requests), (new.refused, new.requests)
+        if new.refused > old.refused + MORE_REFUSALS and not by_chance(*refused):
+            return f"refuses more: {new.refused:.2%} of the requests got 4xx, with the old one {old.refused:.2%}"
+        if old.requests >= LEAST and new.seconds > max(SLOWER * old.seconds, old.seconds + MORE_SECONDS):
+            return f"is slower: {1000 * new.seconds:.0f} ms on average, the old one {1000 * old.seconds:.0f} ms"
     if min(old.doubt.answers, new.doubt.answers) >= LEAST_ANSWERS:
         was, now = (found.doubt.uncertain / found.doubt.answers for found in (old, new))
-        if now > was + MORE_DOUBT:
+        if now > was + MORE_DOUBT and not by_chance((was, old.doubt.answers), (now, new.doubt.answers)):
             return f"is in doubt more often: {now:.1%} of its answers are uncertain, of the old one's {was:.1%}"
     return ""
+
+
+def by_chance(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether two shares, each with the number it is a share of, differ by less than ERRORS standard errors of their
+    difference (two-proportion z-test, with the shares pooled)."""
+    (one, many), (other, others) = ((share, max(1.0, number)) for share, number in (first, second))
+    pooled = (one * many + other * others) / (many + others)
+    return abs(one - other) < ERRORS * math.sqrt(pooled * (1 - pooled) * (1 / many + 1 / others))
+
+
+def too_few(old: Shares, new: Shares) -> str:
+    """What ``worse`` could not compare, for want of requests; empty when it could compare all."""
+    left = [f"4xx and time (under {LEAST} requests)"] if min(old.requests, new.requests) < LEAST else []
+    if min(old.doubt.answers, new.doubt.answers) < LEAST_ANSWERS:
+        left.append(f"uncertain answers (under {LEAST_ANSWERS})")
+    return ", ".join(left)

@@ -10,13 +10,14 @@ import json
 import os
 import stat
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from src.serving.client import call
 from src.serving.tls import CertificateError
 
 RUN = Path("torchserve/.run")  # what run_torchserve.sh leaves there: key_file.json, management_url, tls/certificate.pem
+ON_ITS_WAY = timedelta(seconds=5)
 
 
 class TokenError(RuntimeError):
@@ -54,8 +55,8 @@ def read_keys(run: Path) -> dict:
 
 
 def has_expired(key: dict[str, str]) -> bool:
-    """Whether TorchServe no longer takes the key."""
-    return datetime.fromisoformat(key["expiration time"]) < datetime.now(UTC)
+    """Whether TorchServe no longer takes the key, or will not when a request with it arrives."""
+    return datetime.fromisoformat(key["expiration time"]) < datetime.now(UTC) + ON_ITS_WAY
 
 
 def add_token(parser: argparse.ArgumentParser, kind: str) -> None:

@@ -1,8 +1,10 @@
 """A new version before it serves for good: as a canary it has turns with the old one first, then all of the time; its
 requests are watched meanwhile."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -12,9 +14,9 @@ from urllib.parse import quote
 from src.serving.golden import Item, answer_golden
 from src.serving.management import Service, check_ready
 from src.serving.retiring import with_valid_keys
-from src.serving.shares import Counts, Doubt, Shares, count_answers, count_doubt, fails_more, shares, worse
+from src.serving.shares import Counts, Doubt, Shares, count_answers, count_doubt, shares, too_few, worse
 
-TURN = 5.0  # seconds in which a canary and the old version are the default once each
+TURN, SHORTEST = 5.0, 0.5  # seconds in which a canary and the old version are the default once each; of one of them
 PAUSE = 0.05  # seconds between two requests of ours
 REPORTED = 1.0  # seconds after which workers have told what they answered; REPORT_EVERY of src/inference/report.py
 
@@ -29,13 +31,6 @@ class Watch(NamedTuple):
 
     seconds: float
     stages: tuple[float, ...] = (1.0,)
-
-
-class Seen(NamedTuple):
-    """What came while a version was the default, without our requests, and the doubt in the answers to ours."""
-
-    counts: Counts = Counts()
-    own: Doubt = Doubt()
 
 
 @dataclass
@@ -56,7 +51,7 @@ class Trial:
         """
         for share in watch.stages:
             self.set_default(self.new)
-            self.say(f"version {self.new} is the default" + (f" {share:.0%} of the time" if share < 1 else ""))
+            self.say(f"version {self.new} is the default" + (f" {100 * share:g}% of the time" if share < 1 else ""))
             if watch.seconds:
                 before = self.observe(share, watch.seconds, before)
 
@@ -71,42 +66,67 @@ class Trial:
         TorchServe cannot split what comes to the default address, but it can change the default between two requests.
         So both versions get what comes in the same minutes, and are compared by that.
         """
-        seen = {self.old: Seen(), self.new: Seen()}
-        begun = {version: count_doubt(self.service, version) for version in seen}
-        turns = {version: part for version, part in ((self.new, share), (self.old, 1 - share)) if part > 0}
-        asked, deadline = cycle(self.items), time.monotonic() + seconds
-        old = before
+        old, tried, alone, own = before, Counts(), Counts(), Doubt()
+        begun = {version: count_doubt(self.service, version) for version in (self.old, self.new)}
+        turn = max(TURN, SHORTEST / min(share, 1 - share)) if share < 1 else TURN
+        items, deadline = cycle(self.items), time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            for version, part in turns.items():
-                turn, had = self.serve(asked, version, min(part * TURN, left)), seen[version]
-                seen[version] = Seen(had.counts.plus(turn.counts), had.own.plus(turn.own))
-            if self.old in turns:
-                old = shares(seen[self.old].counts)
-            both = seen[self.old].counts.plus(seen[self.new].counts)  # what fails late fails in the other one's turn
-            self.check(worse(old, shares(seen[self.new].counts)) or fails_more(before, shares(both)))
+            counts, doubt = self.try_new(items, min(share * turn, left), self.old if share < 1 else self.new)
+            tried, own = tried.plus(counts), own.plus(doubt)
+            if share < 1:
+                alone = alone.plus(self.leave_old(min((1 - share) * turn, max(0.0, deadline - time.monotonic()))))
+                old = shares(alone)
+            self.check(worse(old, shares(tried)._replace(seconds=0.0)))  # a pause is long in a turn, not in a stage
         time.sleep(REPORTED)
-        doubt = {name: count_doubt(self.service, name).minus(begun[name]).minus(seen[name].own) for name in turns}
-        old = old._replace(doubt=doubt.get(self.old, before.doubt))
-        new = shares(seen[self.new].counts)._replace(doubt=doubt[self.new])
+        doubt = {version: count_doubt(self.service, version).minus(begun[version]) for version in begun}
+        if share < 1:
+            old = old._replace(doubt=doubt[self.old])
+        new = shares(tried)._replace(doubt=doubt[self.new].minus(own))
         self.say(f"version {self.old}: {old}")
         self.say(f"version {self.new}: {new}")
+        if share < 1 and (few := too_few(old, new)):
+            self.say(f"too few to compare: {few}")
         self.check(worse(old, new))
         return old
 
-    def check(self, worse: str) -> None:
-        """Raises RolloutError when there is something that is worse."""
-        if worse:
-            raise RolloutError(f"version {self.new} {worse}")
+    def check(self, fault: str) -> None:
+        """Raises RolloutError when there is a fault."""
+        if fault:
+            raise RolloutError(f"version {self.new} {fault}")
 
-    def serve(self, items: Iterator[Item], version: str, seconds: float) -> Seen:
-        """Make ``version`` the default for ``seconds``, ask it for ``items`` meanwhile, and whether it is ready."""
-        begun, own, end = count_answers(self.service), Doubt(), time.monotonic() + seconds
-        self.set_default(version)
-        while time.monotonic() < end:
-            check_ready(self.service)
-            (answer,) = answer_golden(self.service, [next(items)])
-            if answer["model_version"] != version:
-                raise RolloutError(f"the default address is answered by version {answer['model_version']}")
+    def try_new(self, items: Iterator[Item], seconds: float, then: str) -> tuple[Counts, Doubt]:
+        """The new version is the default for ``seconds``, and ``then`` is, however long it takes to answer us.
+
+        Returns what came meanwhile, without our requests, and the doubt in the answers to those.
+        """
+        begun, over = count_answers(self.service), threading.Event()
+        self.set_default(self.new)
+        with ThreadPoolExecutor(1) as asking:
+            asked = asking.submit(self.ask_new, items, over)
+            try:
+                wait([asked], seconds)
+            finally:
+                over.set()
+            self.set_default(then)
+            own, took = asked.result()
+        ours = Counts(requests=own.answers, seconds=took)
+        return count_answers(self.service).minus(begun).minus(ours), own
+
+    def ask_new(self, items: Iterator[Item], over: threading.Event) -> tuple[Doubt, float]:
+        """Ask the new version for ``items``, and whether it is ready, until it is ``over``; return the doubt in its
+        answers and the seconds it took. Raises NotReady, OSError or ValueError."""
+        own, took = Doubt(), 0.0
+        while not over.wait(PAUSE):
+            self.service = with_valid_keys(self.service, self.run)
+            check_ready(self.service, self.new)
+            begun = time.perf_counter()
+            (answer,) = answer_golden(self.service, [next(items)], self.new)
+            took += time.perf_counter() - begun
             own = own.plus(Doubt(1, bool(answer.get("uncertain"))))
-            time.sleep(PAUSE)
-        return Seen(count_answers(self.service).minus(begun).minus(Counts(own.answers)), own)
+        return own, took
+
+    def leave_old(self, seconds: float) -> Counts:
+        """The old version, the default again, is left alone for ``seconds``; return what came meanwhile."""
+        begun = count_answers(self.service)
+        time.sleep(seconds)
+        return count_answers(self.service).minus(begun)
