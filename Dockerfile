@@ -12,7 +12,7 @@ RUN grep -v '^torch==' /pins/constraints.txt >/pins/others.txt \
     && python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         --constraint /pins/serving.txt --constraint /pins/others.txt \
-        torch onnxruntime numpy pillow safetensors orjson "$(grep '^tqdm==' /pins/requirements.txt)" \
+        torch onnxruntime numpy pillow safetensors "$(grep '^tqdm==' /pins/requirements.txt)" \
     # C++ headers, torch's own tests and build tools: 195 MB that prediction never reads.
     && (cd /opt/venv/lib/python3*/site-packages/torch && rm -rf include test \
         && find bin -mindepth 1 ! -name torch_shm_manager -delete) \

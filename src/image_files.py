@@ -4,10 +4,10 @@ import os
 import stat
 from pathlib import Path
 
+from src.image_limits import EXTENSIONS
 from src.inference.predictor import Prediction, Predictor, attempt
 from src.preprocessing import ImageError
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 LIST_EXTENSION = ".txt"
 MAX_BYTES = 256_000_000  # of a file; uncompressed, 20 million pixels of four 16-bit channels are 160 MB
 

@@ -6,7 +6,16 @@ import struct
 
 from PIL import Image, TiffTags
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+STARTS = {  # how the files of each format begin, as Pillow knows one
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "WEBP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    "BMP": re.compile(rb"BM.{4}\0{4}", re.DOTALL),
+    "TIFF": re.compile(rb"II(\*\0|\0\*|\+\0)|MM(\0\*|\*\0|\0\+)"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+}
+FORMATS = tuple(STARTS)
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 MAX_PIXELS = 20_000_000
 BYTES_A_PIXEL = 13  # of a file; four channels of 16 bits are 8, the rest is for metadata
 MAX_READS = 100_000  # before the pixels: a read for each marker, chunk or tag, and for each byte that fills a gap
@@ -18,11 +27,10 @@ MAX_NUMBERS = 100_000  # in the tags of a TIFF: Pillow makes an object of each; 
 MAX_EXIF = 1_000_000  # bytes, for the same reason
 MAX_PARTS = 16
 # What Pillow unpacks once more for every part that a file has: the compressed profile of a PNG, the EXIF of a JPEG.
-PARTS = {b"\x89PNG": ("colour profiles", b"iCCP"), b"\xff\xd8": ("EXIF segments", b"Exif\0\0")}
+PARTS = {"PNG": ("colour profiles", b"iCCP"), "JPEG": ("EXIF segments", b"Exif\0\0")}
 START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"  # ITU-T T.81, table B.1; compressed data never holds them
 MARKER = re.compile(rb"\xff[^\0\xd0-\xd8\xff]")  # any but restarts and the start of the image
 FIRST_WITH_LENGTH = b"\xff\xc0"
-TIFF = re.compile(rb"II(\*\0|\0\*|\+\0)|MM(\0\*|\*\0|\0\+)")  # as Pillow knows one
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF 6.0, section 15
 BYTE_TYPES = (1, 2, 7)  # BYTE, ASCII and UNDEFINED of TIFF 6.0, section 2: Pillow takes them whole
 
@@ -33,6 +41,15 @@ class ImageError(ValueError):
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that it is answered with."""
+        return 503 if self.reason == "busy" else 400
+
+    def as_dict(self) -> dict[str, int | str]:
+        """The JSON body that it is answered with."""
+        return {"code": self.status, "type": self.reason, "message": str(self)}
 
 
 class CountedReads(io.BytesIO):
@@ -47,17 +64,27 @@ class CountedReads(io.BytesIO):
         return super().read(size)
 
 
+def format_of(data: bytes) -> str | None:
+    """Which of FORMATS ``data`` begins as; None for none of them."""
+    for kind, start in STARTS.items():
+        if start.match(data):
+            return kind
+    return None
+
+
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """``data`` as Pillow opens it, its pixels still to be loaded. Raises ImageError, and what Pillow raises."""
     if len(data) > BYTES_A_PIXEL * max_pixels:
         message = f"the image has {len(data)} bytes, the limit is {BYTES_A_PIXEL * max_pixels}; send a smaller one"
         raise ImageError("too_large", message)
-    if TIFF.match(data):
+    kind = format_of(data)
+    if kind == "TIFF":
         _check_tags(data)
     if len(data) <= MAX_READS:  # and so it has fewer pieces
         file = io.BytesIO(data)
     else:
-        _check_parts(data)
+        if kind in PARTS:
+            _check_parts(data, *PARTS[kind])
         file = CountedReads(data)
     image = Image.open(file, formats=FORMATS)
     file.left = MAX_PIXEL_READS
@@ -83,10 +110,9 @@ def check_exif(image: Image.Image) -> None:
         raise ImageError("too_large", f"the image has {size} bytes of EXIF, the limit is {MAX_EXIF}")
 
 
-def _check_parts(data: bytes) -> None:
-    for start, (name, part) in PARTS.items():
-        if data.startswith(start) and (count := data.count(part)) > MAX_PARTS:
-            raise ImageError("too_large", f"the image has {count} {name}, the limit is {MAX_PARTS}; save it anew")
+def _check_parts(data: bytes, name: str, part: bytes) -> None:
+    if (count := data.count(part)) > MAX_PARTS:
+        raise ImageError("too_large", f"the image has {count} {name}, the limit is {MAX_PARTS}; save it anew")
 
 
 def _check_tags(data: bytes) -> None:

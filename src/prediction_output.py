@@ -59,7 +59,7 @@ def as_dict(name: str, answer: Prediction | ImageError) -> dict:
     # JSON has no bytes that are no text; they become backslash escapes, as in the CSV.
     shown = {"filename": name.encode("utf-8", "backslashreplace").decode()}
     if isinstance(answer, ImageError):
-        return {**shown, "code": 400, "type": answer.reason, "message": str(answer)}
+        return shown | answer.as_dict()
     return {**shown, **asdict(answer), "model_version": VERSION}
 
 

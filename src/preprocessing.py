@@ -4,7 +4,6 @@ Only geometry and pixel format live here. Mean and standard deviation belong to 
 (see src/models/classifier.py), so that an array from this module is all a model ever needs.
 """
 
-import re
 import struct
 import warnings
 import zlib
@@ -13,19 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from src.image_limits import FORMATS, MAX_PIXELS, CountedReads, ImageError, check_exif, open_image
+from src.image_limits import FORMATS, MAX_PIXELS, CountedReads, ImageError, check_exif, format_of, open_image
 from src.plain_png import read_plain_png
 from src.styles import DETAIL, STYLES, is_on_black, keep_on_black, to_white_on_black
 
-# How the files of each format begin.
-STARTS = {
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "JPEG": rb"\xff\xd8\xff",
-    "WEBP": rb"RIFF.{4}WEBP",
-    "BMP": rb"BM.{4}\0{4}",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "GIF": rb"GIF8[79]a",
-}
 # How Pillow begins to say that it reads no such pixels.
 UNSUPPORTED = ("unknown pixel mode", "unknown data organization", "cannot handle")
 RESAMPLING = {
@@ -93,6 +83,11 @@ class Preprocessing:
         if self.style not in STYLES:
             raise ValueError(f"preprocessing.style is {self.style!r}; valid: {', '.join(STYLES)}")
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the array."""
+        return self.channels, self.height, self.width
+
 
 def preprocess(
     data: bytes, spec: Preprocessing, out: np.ndarray | None = None, max_pixels: int = MAX_PIXELS
@@ -131,7 +126,7 @@ def decode(data: bytes, spec: Preprocessing, max_pixels: int = MAX_PIXELS) -> Im
 
 def _unidentified(data: bytes) -> ImageError:
     """What is wrong with a file that Pillow cannot open."""
-    kind = next((kind for kind, start in STARTS.items() if re.match(start, data, re.DOTALL)), None)
+    kind = format_of(data)
     if kind is None:
         start = data[:8].hex(" ")
         return ImageError(

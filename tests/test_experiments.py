@@ -342,7 +342,7 @@ def image_beside_the_items(root):
 
 
 def image_above_the_classes(root):
-    draw_photo_of("Bag", 1).save(root / "loose.png")
+    draw_photo_of("Bag", 1).save(root / "loose.jfif")
 
 
 def empty_item(root):

@@ -127,9 +127,11 @@ def test_a_truncated_file_is_an_image_error(predictor, kind):
         (b"II am a text", "not_an_image"),
         (bytes(1000), "not_an_image"),
         (encode(draw_photo(), "PPM"), "not_an_image"),
+        (b"II\0*\x08\0\0\0\0\0\0\0\0\0", "broken"),
+        (b"MM*\0\0\0\0\x08\0\0\0\0\0\0", "broken"),
         (encode(Image.fromarray(np.ones((4, 4), "f4")), "TIFF"), "unsupported"),
     ],
-    ids=["empty", "text", "svg", "pdf", "signature", "like a TIFF", "zeros", "ppm", "float"],
+    ids=["empty", "text", "svg", "pdf", "signature", "like a TIFF", "zeros", "ppm", "TIFF II", "TIFF MM", "float"],
 )
 def test_what_is_no_picture_has_a_reason(predictor, data, reason):
     with pytest.raises(ImageError) as error:

@@ -42,7 +42,7 @@ def test_an_impossible_spec_is_refused(values, message):
 @pytest.mark.parametrize("spec", [GRAY, RGB, Preprocessing(32, 48, 3, "bicubic"), Preprocessing(1, 1, 1, "nearest")])
 def test_shape_and_type(spec):
     array = preprocess(encode(draw_photo()), spec)
-    assert array.shape == (spec.channels, spec.height, spec.width)
+    assert array.shape == spec.shape == (spec.channels, spec.height, spec.width)
     assert array.dtype == np.uint8
     assert array.flags.c_contiguous
 

@@ -16,7 +16,7 @@ from src.inference.archive import checksums, load_archived_predictor
 from src.inference.batch import PixelBatch
 from src.inference.frames import FrameReader
 from src.inference.report import Report
-from src.inference.requests import error_body, in_list, parse_request, pixel_limit, status
+from src.inference.requests import in_list, parse_request, pixel_limit
 from src.preprocessing import ImageError
 
 JSON = "application/json"
@@ -112,8 +112,8 @@ class ImageClassifierHandler:
         context.set_response_content_type(index, JSON)
         if isinstance(item, ImageError):
             counts["rejected", item.reason] += 1
-            context.set_response_status(status(item), HTTPStatus(status(item)).phrase, index)
-            return error_body(item)
+            context.set_response_status(item.status, HTTPStatus(item.status).phrase, index)
+            return orjson.dumps(item.as_dict())
         if isinstance(item, dict):
             return orjson.dumps(item)
         images, several = item

@@ -18,8 +18,7 @@ from benchmarks.peers.model import load_predictor
 def loop(images: list[bytes], seconds: float, batch: int, started, counts) -> None:
     """Answer ``images`` in batches for ``seconds`` and put the number of images a second into ``counts``."""
     predictor = load_predictor()
-    spec = predictor.config.preprocessing
-    pixels = np.empty((batch, spec.channels, spec.height, spec.width), np.uint8)
+    pixels = np.empty((batch, *predictor.config.preprocessing.shape), np.uint8)
     started.wait(120)
     begin, done = time.perf_counter(), 0
     while (now := time.perf_counter()) - begin < seconds:

@@ -14,7 +14,7 @@ import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.augmentation import BatchAugmentation
-from src.data.triplets import TripletDataset
+from src.data.triplets import TripletDataset, epoch_seed
 
 PREPARE = "make it with: python src/data/prepare.py, and the same experiment=NAME if one was given"
 SPLITS = ("train", "validation", "test")
@@ -30,9 +30,6 @@ class ArrayDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.images[index], self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """What DataLoader calls for a batch: one gather instead of a loop over images."""
@@ -53,7 +50,7 @@ class EpochShuffle(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.current_epoch() * 101 + 100)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.current_epoch(), 100))
         return iter(torch.randperm(self.size, generator=generator).tolist())
 
 

@@ -1,12 +1,12 @@
 """DeepFashion in-shop (Liu et al. 2016, CVPR), which its authors give to those who sign: its folders, or a CSV."""
 
 import csv
-import mimetypes
 from collections.abc import Iterator
 from pathlib import Path
 
 from src.data.folders import files_below, find_location, local_paths, walk
 from src.data.source import SHOWN, ImageFile, Source, read_files
+from src.image_limits import EXTENSIONS
 from src.preprocessing import Preprocessing
 
 COLUMNS = ("path", "label", "item_id")
@@ -97,13 +97,9 @@ def walk_items(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
         items += [folder / name for name in names if name.startswith("id_")]
         names[:] = [name for name in names if not name.startswith("id_")]
         others.append(folder)
-        strays += [folder / name for name in files if not name.startswith(".") and is_image(name)]
+        images = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
+        strays += [folder / name for name in images if not name.startswith(".")]
     return sorted(items), sorted(others), sorted(strays)
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/")
 
 
 def check_classes(items: list[Path], others: list[Path]) -> None:

@@ -54,7 +54,7 @@ def read_files(files: list[ImageFile], spec: Preprocessing, description: str) ->
 
     Raises ValueError when none can be read.
     """
-    images = np.empty((len(files), spec.channels, spec.height, spec.width), np.uint8)
+    images = np.empty((len(files), *spec.shape), np.uint8)
     kept, excluded = [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers: Iterable = pool.map(lambda row: _read(files[row].path, spec, images[row]), range(len(files)))

@@ -6,6 +6,14 @@ import torch
 from torch.utils.data import Dataset
 
 
+def epoch_seed(seed: int, epoch: int, stream: int) -> int:
+    """What one use of chance in ``epoch`` starts from, whether the run was interrupted before it or not.
+
+    ``stream``: the rank of a process, below 99; 99 draws triplets, 100 the order of the images.
+    """
+    return seed * 100_003 + epoch * 101 + stream
+
+
 class TripletDataset(Dataset):
     """Triplets over a dataset with ``images`` and ``labels`` in memory, fetched a whole batch at a time.
 
@@ -38,7 +46,7 @@ class TripletDataset(Dataset):
 
     def draw(self, epoch: int) -> torch.Tensor:
         """Rows int64 (3, N) of the triplets of ``epoch``: query, positive, negative; the queries are in order."""
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch * 101 + 99)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch, 99))
         one, two = torch.rand(2, len(self), generator=generator, dtype=torch.float64)
         # The rows by class: those of one class are neighbours, from ``start`` on.
         order = torch.argsort(self.labels, stable=True)

@@ -30,7 +30,7 @@ from src.models import ModelConfig
 MANIFEST = "MAR-INF/MANIFEST.json"
 MODEL_SETTINGS = "model-config.yaml"
 SETTINGS = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "handler"}
-REQUIRED = ("model.pt", "model_config.json", MODEL_SETTINGS, "handler.py", "src/preprocessing.py", MANIFEST)
+REQUIRED = (STATE_NAME, CONFIG_NAME, MODEL_SETTINGS, "handler.py", "src/preprocessing.py", MANIFEST)
 REBUILD = "build it again: ./create_mar_archive.sh"
 # What reading a damaged zip, JSON or YAML raises; RuntimeError is an encrypted file or an unknown compression,
 # ValueError bad UTF-8, JSON, a YAML date like 2020-13-45, or a ModelError.

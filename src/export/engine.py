@@ -58,8 +58,7 @@ def load_engine(path: Path, folder: Path) -> Predictor:
     if made_of != weights:
         raise EngineError(f"{path} is stale: made of weights {made_of[:12]}, not of {weights[:12]}; {REMAKE}")
     runtime = TensorRtRuntime(path)
-    spec = config.preprocessing
-    runtime.check_shape((spec.channels, spec.height, spec.width), len(config.class_names))
+    runtime.check_shape(config.preprocessing.shape, len(config.class_names))
     return Predictor(runtime, config)
 
 

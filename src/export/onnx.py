@@ -98,8 +98,7 @@ def calibration_images(config) -> np.ndarray:
 
 def write_onnx(model: ImageClassifier, card: ModelConfig, path: Path, opset: int) -> None:
     """``images`` uint8 (N, C, H, W) -> ``logits`` float32 (N, classes), any N. Raises ExportError."""
-    spec = card.preprocessing
-    example = torch.zeros(2, spec.channels, spec.height, spec.width, dtype=torch.uint8)
+    example = torch.zeros(2, *card.preprocessing.shape, dtype=torch.uint8)
     any_batch = {0: "batch"}
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated; the newer one is ten times slower and needs two packages more.
@@ -121,8 +120,8 @@ def check(runtime, card: ModelConfig, images: np.ndarray, labels: np.ndarray, wa
     ``runtime``: OnnxRuntime or TensorRtRuntime. Several batch sizes are compared. Raises ModelError or EngineError when
     it does not fit ``card``, ExportError when an answer of it or of ``wanted`` is no number.
     """
-    spec, path = card.preprocessing, runtime.path
-    runtime.check_shape((spec.channels, spec.height, spec.width), len(card.class_names))
+    path = runtime.path
+    runtime.check_shape(card.preprocessing.shape, len(card.class_names))
     predictor = Predictor(runtime, card)
     found = in_batches(predictor.probabilities, images, BATCH, path.name)
     few = images[: 2 * max(SMALL_BATCHES)]

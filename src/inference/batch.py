@@ -12,7 +12,7 @@ class PixelBatch:
     back with ``clear``."""
 
     def __init__(self, spec: Preprocessing, rows: int):
-        self.home = np.empty((rows, spec.channels, spec.height, spec.width), np.uint8)
+        self.home = np.empty((rows, *spec.shape), np.uint8)
         self.clear()
 
     def clear(self) -> None:

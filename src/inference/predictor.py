@@ -112,7 +112,7 @@ class Predictor:
         Image.new("L" if spec.channels == 1 else "RGB", (spec.width, spec.height)).save(buffer, "PNG")
         self.predict([buffer.getvalue()])
         for size in batch_sizes:
-            self.probabilities(np.zeros((size, spec.channels, spec.height, spec.width), np.uint8))
+            self.probabilities(np.zeros((size, *spec.shape), np.uint8))
 
     def predict(self, images: Iterable[bytes | ImageError]) -> list[Prediction | ImageError]:
         """One answer an image, in order; an image that cannot be read gets its ImageError and disturbs no other.

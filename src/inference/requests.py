@@ -89,16 +89,6 @@ def in_list(error: ImageError, number: int, several: bool, limit: int = MAX_PIXE
     return ImageError(error.reason, f"image {number}: {error}" if several else str(error))
 
 
-def error_body(error: ImageError) -> bytes:
-    """The JSON body that ``error`` is answered with."""
-    return orjson.dumps({"code": status(error), "type": error.reason, "message": str(error)})
-
-
-def status(error: ImageError) -> int:
-    """The HTTP status that ``error`` is answered with."""
-    return 503 if error.reason == "busy" else 400
-
-
 def parse_body(body: bytes, limit: int = MAX_IMAGES) -> tuple[list[bytes], bool]:
     """Split one body into ``(images, several)``; ``several`` says that a list of answers is expected.
 

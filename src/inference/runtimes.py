@@ -40,6 +40,5 @@ def load_onnx(path: Path, config: ModelConfig, device: str, threads: int) -> Run
     except ImportError as error:
         raise ModelError(f"{path} needs onnxruntime, which is not installed here; use the runtime torch") from error
     runtime = OnnxRuntime(path, threads)
-    spec = config.preprocessing
-    runtime.check_shape((spec.channels, spec.height, spec.width), len(config.class_names))
+    runtime.check_shape(config.preprocessing.shape, len(config.class_names))
     return runtime

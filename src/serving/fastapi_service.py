@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from src.inference import Predictor
-from src.inference.requests import MAX_IMAGES, error_body, in_list, parse_request, pixel_limit, status
+from src.inference.requests import MAX_IMAGES, in_list, parse_request, pixel_limit
 from src.preprocessing import ImageError
 from src.serving.fastapi_metrics import Metrics
 from src.serving.fastapi_requests import Refusal
@@ -62,7 +62,7 @@ class Service:
         except ImageError as error:
             self.metrics.count_rejected(error.reason)
             self.metrics.time_stages([*moments, time.perf_counter()])
-            return status(error), error_body(error), 0
+            return error.status, orjson.dumps(error.as_dict()), 0
         moments.append(time.perf_counter())
         predictions = [self.predictor.label(row) for row in self.predictor.probabilities(pixels)]
         moments.append(time.perf_counter())

@@ -90,8 +90,7 @@ class ImageModel:
 
     def from_pixels(self, pixels: np.ndarray) -> list[Prediction]:
         """Predictions for (N, C, H, W). Raises ImageError for another shape and for what are no bytes."""
-        spec = self.predictor.config.preprocessing
-        if pixels.shape[1:] != (spec.channels, spec.height, spec.width):
+        if pixels.shape[1:] != self.predictor.config.preprocessing.shape:
             raise ImageError("bad_tensor", f"the tensor has the shape {pixels.shape}; {self.forms()}")
         if pixels.dtype != np.uint8:
             numbers = np.array(pixels.tolist())  # MLflow's server hands Python's numbers over
@@ -116,7 +115,7 @@ class ImageModel:
     def encode(self, item: Prediction | ImageError) -> dict:
         """One answer: TorchServe's fields, or those of its refusals."""
         if isinstance(item, ImageError):
-            return {"code": 400, "type": item.reason, "message": str(item)}
+            return item.as_dict()
         return {**vars(item), "model_version": self.version}
 
     def describe(self) -> dict:
@@ -133,12 +132,11 @@ class ImageModel:
 
     def forms(self) -> str:
         """What may be sent, for messages."""
-        spec = self.predictor.config.preprocessing
-        return FORMS.format(spec.channels, spec.height, spec.width)
+        return FORMS.format(*self.predictor.config.preprocessing.shape)
 
 
 def refusal(error: ImageError) -> MlflowException:
     """``error`` as what MLflow's server answers with 400: TorchServe's ``code``, ``type`` and ``message``."""
-    refused = MlflowException.invalid_parameter_value(str(error), code=400, type=error.reason)
-    refused.json_kwargs["message"] = str(error)  # the server puts the client's images in front of the other one
+    refused = MlflowException.invalid_parameter_value(str(error))
+    refused.json_kwargs.update(error.as_dict())  # the server puts the client's images in front of the other message
     return refused

@@ -12,11 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
-import orjson
-
 from src.image_files import read_image
 from src.inference.predictor import attempt
-from src.inference.requests import error_body
 from src.inference.runtimes import FILES
 from src.preprocessing import ImageError
 from src.serving.client import Refused, call
@@ -107,7 +104,7 @@ def predict(url: str, paths: list[Path]) -> list[dict]:
         read = [attempt(read_image, path) for path in paths[start : start + IMAGES]]
         texts = [base64.b64encode(data).decode() for data in read if not isinstance(data, ImageError)]
         given = iter(invoke(url, texts, {"bad_images": "report"}) if texts else ())
-        answers += [orjson.loads(error_body(data)) if isinstance(data, ImageError) else next(given) for data in read]
+        answers += [data.as_dict() if isinstance(data, ImageError) else next(given) for data in read]
     return [{"filename": str(path), **answer} for path, answer in zip(paths, answers, strict=True)]
 
 

@@ -116,17 +116,15 @@ def do_when_idle(service: Service, version: str, seconds: float, action: Callabl
     def asked() -> float:
         return service.total("ts_inference_requests_total", model_name=service.model, model_version=version)
 
+    def is_idle(before: float) -> bool:
+        return asked() == before and waiting(service.describe(version)) == 0
+
     while True:
         before = asked()
         time.sleep(QUIET)
-        description = service.describe(version)
-        workers = count_ready(description)
-        if asked() == before and waiting(description) == 0:
-
-            def act_if_still_idle(before: float = before) -> bool:
-                return asked() == before and waiting(service.describe(version)) == 0 and action()
-
-            if hold_and_do(service, version, workers, act_if_still_idle, hold):
+        if is_idle(before):
+            workers = count_ready(service.describe(version))
+            if hold_and_do(service, version, workers, lambda before=before: is_idle(before) and action(), hold):
                 return True
             hold = min(HOLD, 2 * hold)  # short at first, for callers wait meanwhile; longer where batches take long
         if time.monotonic() > deadline:

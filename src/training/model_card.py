@@ -12,12 +12,13 @@ if __name__ == "__main__":
 
 import json
 import os
+import shlex
 
-from src.config import config_parser, parse_config, to_dict
+from src.config import config_parser, parse_config
 from src.data.datamodule import load_data_info
 from src.models import ModelConfig
 from src.training.pages import measured_model, table
-from src.training.recipe import load_recipe
+from src.training.recipe import LENGTH, flat, load_recipe, recipe_of
 
 PAGE = Path("docs") / "model_card.md"
 WORST = 5  # confusions that are listed
@@ -47,7 +48,7 @@ def model_card(config) -> str:
     sections = (
         ("What it is", what_it_is(card, metrics)),
         ("Data", data(load_data_info(config.paths.metrics), config)),
-        ("Recipe", recipe(card, load_recipe(config.paths.best_model), to_dict(config))),
+        ("Recipe", recipe(card, load_recipe(config.paths.best_model), config)),
         ("Measured on the test images", measured(metrics)),
         ("By class", by_class(metrics, confusion)),
         ("Confidence", confidence(card, metrics)),
@@ -77,8 +78,14 @@ def check_model(path: Path, folder: str) -> None:
             )
 
 
+def overrides(values: dict) -> str:
+    """``values`` as they are typed behind a command."""
+    words = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
+    return shlex.join(words)
+
+
 def what_it_is(card: ModelConfig, metrics: dict) -> str:
-    """The section as Markdown; so do the next ones."""
+    """This section of the card as Markdown; each function below returns another."""
     arguments = ", ".join(f"{key} {value}" for key, value in card.architecture_args.items())
     spec = card.preprocessing
     colour = "gray" if spec.channels == 1 else "RGB"
@@ -99,29 +106,26 @@ def data(info: dict, config) -> str:
     )
 
 
-def recipe(card: ModelConfig, used: dict, config: dict) -> str:
+def recipe(card: ModelConfig, used: dict, config) -> str:
     """``used``: the recipe beside the weights; ``config``: today's, from which the command leaves out what is the
-    same."""
-    training, today = used["training"], config["training"]
-    rows = [[key, training[key]] for key in RECIPE if training.get(key) not in (None, [])]
-    if training.get("teachers"):
-        rows += [[key, training[key]] for key in TEACHING]
+    same. The table has the length of the whole run, the first command that of its first part."""
+    parts = used.get("resumed", [])
+    last = used["training"] | {key: part[key] for part in parts for key in LENGTH}
+    rows = [[key, last[key]] for key in RECIPE if last.get(key) not in (None, [])]
+    if last.get("teachers"):
+        rows += [[key, last[key]] for key in TEACHING]
     rows += [[f"augmentation: {key}", value] for key, value in used["augmentation"].items() if value]
-    different = [f"training.{key}={training[key]}" for key in training if training[key] != today[key]]
-    different += [f"augmentation.{key}={value}" for key, value in used["augmentation"].items()
-                  if value != config["augmentation"].get(key)]  # fmt: skip
-    limit = used.get("data", {}).get("limit")
-    different += [f"data.limit={limit}"] if limit else []
-    different += [f"seed={used['seed']}"] if used["seed"] != config["seed"] else []
-    command = " ".join([f"experiment={card.name}", *different])
-    parts = [
-        f"; gone on with from epoch {part['from_epoch']} by `training.resume=true training.epochs={part['epochs']} "
-        f"training.restarts={part['restarts']}`"
-        for part in used.get("resumed", [])
+    today = flat(recipe_of(config))
+    different = {key: value for key, value in flat(used).items() if today.get(key) != value}
+    command = overrides({"experiment": card.name} | different)
+    going_on = [
+        f"; gone on with from epoch {part['from_epoch']} by "
+        f"`{overrides({'training.resume': True} | {f'training.{key}': part[key] for key in LENGTH})}`"
+        for part in parts
     ]
     return (
-        f"`python src/training/train.py --config configs/config.yaml {command}`, seed {used['seed']}{''.join(parts)}. "
-        "The best epoch is chosen on validation.\n\n" + table(["setting", "value"], rows)
+        f"`python src/training/train.py --config configs/config.yaml {command}`, seed {used['seed']}"
+        f"{''.join(going_on)}. The best epoch is chosen on validation.\n\n" + table(["setting", "value"], rows)
     )
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from src.data.triplets import epoch_seed
 from src.models import ImageClassifier
 from src.models.registry import find_head
 from src.training.distillation import DistillationLoss
@@ -14,7 +15,10 @@ from src.training.optimization import build_optimizer, build_schedule, set_rate
 
 class ClassifierModule(L.LightningModule):
     """Cross-entropy with label smoothing, mixed with ``distillation`` if there is any; logs loss, accuracy, macro and
-    micro F1 by epoch for each split."""
+    micro F1 by epoch for each split.
+
+    ``training``: that section of the config; ``classes``: their number; ``seed``: of every epoch's draws.
+    """
 
     def __init__(
         self, model: ImageClassifier, training, classes: int, seed: int, distillation: DistillationLoss | None = None
@@ -47,8 +51,7 @@ class ClassifierModule(L.LightningModule):
         set_rate(self.lr_schedulers())
 
     def on_train_epoch_start(self) -> None:
-        # The same draws for epoch n whether the run was interrupted before it or not.
-        torch.manual_seed(self.seed * 100_003 + self.current_epoch * 101 + self.global_rank)
+        torch.manual_seed(epoch_seed(self.seed, self.current_epoch, self.global_rank))
         if self.training_config.freeze_backbone:  # its batch norm must not follow the new images either
             self.model.network.eval()
             find_head(self.model.network).train()

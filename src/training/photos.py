@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from src.config import config_parser, parse_config
-from src.image_files import EXTENSIONS
+from src.image_limits import EXTENSIONS
 from src.inference import Predictor
 from src.models import ModelError
 from src.preprocessing import ImageError, preprocess

@@ -25,7 +25,7 @@ def load_images(config, split: str, folder: str | Path, card: ModelConfig) -> tu
         raise ValueError(f"{folder} knows the classes {card.class_names}, {directory} has {found}")
     images, labels = load_split(directory, split)
     spec = card.preprocessing
-    if not len(images) or images.shape[1:] != (spec.channels, spec.height, spec.width):
+    if not len(images) or images.shape[1:] != spec.shape:
         raise ValueError(
             f"the {split} images of {directory} have the shape {images.shape}, {folder} needs some of "
             f"{spec.channels}x{spec.height}x{spec.width}; prepare the data of the model's experiment"

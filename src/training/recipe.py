@@ -44,7 +44,7 @@ def copy_recipe(checkpoints: str | Path, folder: str | Path) -> None:
 
 def differences(begun: dict, now: dict) -> list[tuple[str, object, object]]:
     """``(key, value of begun, value of now)`` of what must be the same when a run goes on, and is not."""
-    before, after = _flat(begun), _flat(now)
+    before, after = flat(begun), flat(now)
     return [
         (key, before.get(key), value)
         for key, value in after.items()
@@ -61,9 +61,9 @@ def gone_on(begun: dict, now: dict, epoch: int) -> dict:
     return begun | {"resumed": [*begun.get("resumed", []), {"from_epoch": epoch, **length}]}
 
 
-def _flat(recipe: dict) -> dict:
-    """With dotted keys, as overrides are written."""
-    flat = {key: value for key, value in recipe.items() if key not in ("augmentation", "training", "data", "resumed")}
+def flat(recipe: dict) -> dict:
+    """``recipe`` with dotted keys, as overrides are written; without the parts of a run that went on."""
+    values = {key: value for key, value in recipe.items() if key not in ("augmentation", "training", "data", "resumed")}
     for section in ("augmentation", "training", "data"):
-        flat |= {f"{section}.{key}": value for key, value in recipe.get(section, {}).items()}
-    return flat
+        values |= {f"{section}.{key}": value for key, value in recipe.get(section, {}).items()}
+    return values

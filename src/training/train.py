@@ -43,6 +43,7 @@ def train(config) -> dict[str, float]:
     fitted.trainer.loggers = []  # the curves end here; what follows is logged once, for the best model
     card = describe_model(config)
     metrics = {}
+    # The best one last: what follows the loop is of it.
     for folder, checkpoint in (
         (config.paths.final_model, fitted.last.best_model_path),
         (config.paths.best_model, fitted.best.best_model_path),

@@ -13,7 +13,10 @@ BATCH = 256  # images that are embedded at once
 class TripletModule(ClassifierModule):
     """Trains a PrototypeNetwork on batches of TripletDataset: ``train_loss`` is the sum of ``train_ce_loss``, the
     cross-entropy of all three images, and ``train_embedding_loss``, the cosine-embedding loss of the query with the
-    positive and with the negative. ``val_loss`` is the cross-entropy."""
+    positive and with the negative. ``val_loss`` is the cross-entropy.
+
+    ``training``: that section of the config; ``classes``: their number; ``seed``: of every epoch's draws.
+    """
 
     def __init__(self, model: ImageClassifier, training, classes: int, seed: int):
         super().__init__(model, training, classes, seed)
