@@ -2,7 +2,9 @@
 how long they take."""
 
 import math
-from typing import NamedTuple
+from dataclasses import astuple, dataclass
+from operator import add, sub
+from typing import NamedTuple, Self
 
 from src.serving.management import Service, total
 
@@ -15,7 +17,18 @@ LEAST = 20  # requests of others; the share of 4xx among fewer, or their time, t
 LEAST_ANSWERS = 200  # of each version, one an image; the same for the share of uncertain ones
 
 
-class Counts(NamedTuple):
+class Tally:
+    """Numbers that are added and subtracted field by field."""
+
+    def plus(self, other: Self) -> Self:
+        return type(self)(*map(add, astuple(self), astuple(other)))
+
+    def minus(self, other: Self) -> Self:
+        return type(self)(*map(sub, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True)
+class Counts(Tally):
     """The requests for the model's predictions, the server's answers of 4xx and 5xx, and the seconds from a request's
     arrival to its answer, summed."""
 
@@ -24,24 +37,13 @@ class Counts(NamedTuple):
     failed: float = 0
     seconds: float = 0
 
-    def plus(self, other: "Counts") -> "Counts":
-        return Counts(*(mine + its for mine, its in zip(self, other, strict=True)))
 
-    def minus(self, other: "Counts") -> "Counts":
-        return Counts(*(mine - its for mine, its in zip(self, other, strict=True)))
-
-
-class Doubt(NamedTuple):
+@dataclass(frozen=True)
+class Doubt(Tally):
     """The answers of a version, one an image, and how many of them it marked as uncertain."""
 
     answers: float = 0
     uncertain: float = 0
-
-    def plus(self, other: "Doubt") -> "Doubt":
-        return Doubt(self.answers + other.answers, self.uncertain + other.uncertain)
-
-    def minus(self, other: "Doubt") -> "Doubt":
-        return Doubt(self.answers - other.answers, self.uncertain - other.uncertain)
 
 
 class Shares(NamedTuple):
