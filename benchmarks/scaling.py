@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="where they do not vary; default: %(default)s")
     parser.add_argument("--warmup", type=float, default=20, help="seconds; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=7, help="of each measurement; default: %(default)s")
-    parser.add_argument("--no-page", action="store_true", help="do not write docs/scaling.md")
+    parser.add_argument("--no-page", action="store_true", help="do not write docs/scaling.md; --tables never does")
     arguments = parser.parse_args(argv)
     require_wrk()
     stop_servers_on_sigterm()
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     for title, text in tables.items():
         lines += ["", f"## {title}", "", text]
     print("\n".join(lines))
-    if not arguments.no_page:
+    if set(arguments.tables) == set(TABLES) and not arguments.no_page:
         write_page(PAGE, "scaling.py", lines)
     return 0
 

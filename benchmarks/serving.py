@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--warmup", type=float, default=60, help="seconds, for the JVM; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=15, help="measured in each round; default: %(default)s")
-    parser.add_argument("--no-page", action="store_true", help="do not write docs/benchmarks.md")
+    parser.add_argument("--no-page", action="store_true", help="do not write docs/benchmarks.md; --only never does")
     arguments = parser.parse_args(argv)
     for name in ("connections", "workers", "rounds", "seconds"):
         if getattr(arguments, name) < 1:
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     if reached := targets(found):
         tables += ["", table(TARGET_COLUMNS, reached)]
     print("\n".join(tables))
-    if not arguments.no_page:
+    if set(arguments.only) == set(choices) and not arguments.no_page:
         write_results(tables, failed, arguments, settings, source)
     return 1 if failed else 0
 

@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=4, help="measured; half of it each for 8 and 1; default: %(default)s"
     )
-    parser.add_argument("--no-page", action="store_true", help="do not write docs/tuning.md")
+    parser.add_argument("--no-page", action="store_true", help="do not write docs/tuning.md; --only never does")
     arguments = parser.parse_args(argv)
     require_wrk()
     stop_servers_on_sigterm()
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         table(COLUMNS, rows_of(found)),
     ]
     print("\n".join(lines))
-    if not arguments.no_page:
+    if set(arguments.only) == set(FACTORS) and not arguments.no_page:
         write_page(PAGE, "tune.py", lines)
     return 0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -179,7 +180,10 @@ def wheel_with_path(folder: Path, leads_to: str) -> Path:
 
 
 def test_a_server_that_ends_by_itself_is_started_again_with_what_it_served(secured):
-    """Neither a model that is being trained nor an archive or an environment that would be made anew is served."""
+    """Neither a model that is being trained nor an archive or an environment that would be made anew is served, nor
+    does a Docker engine that answers by now take over."""
+    engine = Path(secured.environment["PATH"]) / "docker"
+    engine.symlink_to(shutil.which("true"))
     killed, weights = pid_of(secured.root), secured.root / "models" / "best_model" / "model.safetensors"
     content = weights.read_bytes()
     built = secured.create("--version", "9.9")
@@ -194,6 +198,7 @@ def test_a_server_that_ends_by_itself_is_started_again_with_what_it_served(secur
     assert (secured.root / "torchserve" / ".run" / "logs.before" / "console.log").is_file()
     weights.write_bytes(content)
     requirements.write_text(wanted)
+    engine.unlink()
 
 
 def test_stop_ends_a_server_that_is_being_started_again(secured):

@@ -57,6 +57,6 @@ watcher_pid() {  # prints the PID of torchserve/watch.sh, if it is alive
 
 watch_server() {
     if watcher_pid >/dev/null; then return; fi
-    setsid "$PWD/torchserve/watch.sh" "$caller" "${given[@]}" >"$run/restarts.log" 2>&1 </dev/null 8>&- &
+    setsid "$PWD/torchserve/watch.sh" "$caller" --native "${given[@]}" >"$run/restarts.log" 2>&1 </dev/null 8>&- &
     echo "$!" >"$run/watcher"
 }
