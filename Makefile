@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 # A local copy of the raw datasets is used when it lies beside the checkout.
-DATA_MIRROR ?= $(wildcard ../shared/data)
+DATA_MIRROR ?= $(abspath $(wildcard ../shared/data))
 ifneq ($(DATA_MIRROR),)
-export DATA_MIRROR := $(abspath $(DATA_MIRROR))
+export DATA_MIRROR
 endif
 
 .DEFAULT_GOAL := help

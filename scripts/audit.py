@@ -47,9 +47,10 @@ def main() -> int:
         print(f"not audited: the packages, for {SERVICE} does not answer ({reason})")
         return 0 if clean and os.environ.get("GITHUB_ACTIONS") != "true" else 1
     ignored = [word for name in exceptions for word in ("--ignore-vuln", name)]
+    asking = ["--vulnerability-service", "osv", "--osv-url", f"{SERVICE}/v1/query", "--progress-spinner", "off"]
     for name, options in PACKAGES.items():
         print(f"pip-audit of {name}:", flush=True)
-        clean &= run("pip_audit", "--vulnerability-service", "osv", "--progress-spinner", "off", *options, *ignored)
+        clean &= run("pip_audit", *asking, *options, *ignored)
     return 0 if clean else 1
 
 

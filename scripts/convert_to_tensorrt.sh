@@ -4,11 +4,12 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-Usage: scripts/convert_to_tensorrt.sh IN OUT BATCH fp32|fp16|int8 [key=value ...]
+Usage: scripts/convert_to_tensorrt.sh IN OUT BATCH fp32|fp16|int8 [--unverified] [key=value ...]
 
 IN is an ONNX file in its model's folder, such as models/best_model/model.onnx (python -m src.export.onnx makes it);
 OUT, the engine, is written whole or not at all, for batches of 1 to BATCH images. int8 is calibrated on training images.
 key=value overrides the config, for example experiment=fashion_mnist, whose data calibrate and check the engine.
+The Python package tensorrt compares the engine with PyTorch; without it, --unverified keeps what trtexec built.
 Needs an NVIDIA GPU. trtexec is looked for on PATH, in $TENSORRT_HOME/bin and where NVIDIA's packages put it; PYTHON
 names the interpreter, which needs requirements.txt.
 TEXT
@@ -22,7 +23,14 @@ case ${1:-} in -h | --help) usage; exit ;; esac
 (($# >= 4)) || wrong "$# arguments given, 4 needed"
 [[ $3 =~ ^[1-9][0-9]*$ ]] || wrong "BATCH is $3; it must be a whole number from 1"
 [[ $4 =~ ^(fp32|fp16|int8)$ ]] || wrong "the precision is $4; it must be fp32, fp16 or int8"
-for override in "${@:5}"; do [[ $override == *=* ]] || wrong "$override is no override; write key=value"; done
+unverified=() overrides=()
+for word in "${@:5}"; do
+    case $word in
+        --unverified) unverified=("$word") ;;
+        *=*) overrides+=("$word") ;;
+        *) wrong "$word is no override; write key=value" ;;
+    esac
+done
 [[ -f $1 ]] || fail "$1 does not exist; make it with: python -m src.export.onnx"
 source=$(realpath -- "$1") target=$(realpath -m -- "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -47,5 +55,5 @@ else
 fi
 
 say "$source -> $target: batches of 1 to $3, $4"
-"$python" -m src.export.tensorrt build "${tool[@]}" "$source" "$target" "$3" "$4" "${@:5}"
+"$python" -m src.export.tensorrt build "${tool[@]}" "${unverified[@]}" "$source" "$target" "$3" "$4" "${overrides[@]}"
 say "$target has $(stat -c %s "$target") bytes"

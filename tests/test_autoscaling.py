@@ -18,9 +18,12 @@ from src.serving.lock import locked, run_folder
 from src.serving.management import Service
 from src.serving.operate import main
 from src.serving.scaling import DRAINING
-from tests.conftest import ROOT, TIMEOUT, run_script
+from src.serving.store import Store
+from tests.conftest import ROOT, TIMEOUT, lent, run_script
 from tests.drawing import encode
+from tests.file_server import serve
 from tests.sent_inputs import PICTURE
+from tests.test_server_management import register_fragile
 from tests.traffic import Traffic
 from tests.waiting import wait_until
 
@@ -227,6 +230,34 @@ def test_a_server_that_does_not_answer_is_said_once(tmp_path):
     [line] = output.read_text().splitlines()
     assert nothing in line
     assert line.endswith("; looking on")
+
+
+def test_a_worker_that_cannot_load_is_said_once(server, service, store, tmp_path):
+    output = tmp_path / "output"
+    with lent(server):
+        register_fragile(service, Store(store, "fashion_mnist"), tmp_path / "loads")
+        (tmp_path / "loads").unlink()
+        service.manage("/2.0?min_worker=2&max_worker=2", "PUT")
+        wait_until(lambda: len(server.describe()["workers"]) == 2)
+        with running(output, service, "--max=2", "--interval=0.1", f"--store={store}") as process:
+            wait_until(
+                lambda: "a worker of fashion_mnist is not READY" in output.read_text(), SCALING, output.read_text
+            )
+            time.sleep(2)  # twenty looks
+            assert process.poll() is None
+        assert len(server.describe()["workers"]) == 2
+        assert output.read_text().count("\n") == 1
+        service.manage("/2.0?min_worker=1&max_worker=1", "PUT")
+
+
+def test_a_refusal_is_final_after_a_second_look(tmp_path):
+    """The keys may be those of a server that was started again since they were read."""
+    with serve({}) as server:
+        addresses = (f"--{api}={server.url}" for api in ("inference", "management", "metrics"))
+        done = run_script(ROOT, sys.executable, "-m", "src.serving.operate", "autoscale", *addresses, timeout=TIMEOUT)
+        assert [name for name, _ in server.requests] == ["models/fashion_mnist"] * 2
+    assert done.returncode == 1
+    assert "answers 404" in done.stderr
 
 
 def test_a_model_that_the_server_does_not_know_ends_it(service):

@@ -143,7 +143,7 @@ def test_the_mlflow_server_of_the_image_keeps_runs_and_artifacts(mlflow_server, 
 
 def test_the_server_has_the_version_of_the_client():
     line = next(line for line in dockerfile_of("mlflow").read_text().splitlines() if "grep" in line)
-    grep = shlex.split(re.search(r"\$\((.*)\)", line)[1].replace("/pins/", f"{ROOT}/"))
+    grep = [word.replace("/pins/", f"{ROOT}/") for word in shlex.split(re.search(r"\$\((.*)\)", line)[1])]
     (found,) = subprocess.run(grep, capture_output=True, text=True, check=True, timeout=30).stdout.split()
     assert found in (ROOT / "constraints.txt").read_text().splitlines()
 

@@ -180,6 +180,9 @@ def test_data_prepared_in_another_way_is_refused(small_config, tmp_path):
         ("preprocessing.channels=2", "preprocessing.channels is 2"),
         ("data.test_size=null", "data.test_size is None; it must be a number of images or a share below 1"),
         ("data.validation_size=abc", "data.validation_size is 'abc'; it must be a number"),
+        ("data.location=2024", "data.location is 2024; it must be text, as ./2024 is"),
+        ("data.train_folder=1.5", "data.train_folder is 1.5; it must be text, as ./1.5 is"),
+        ("data.same_image_rms=none", "data.same_image_rms is 'none'; it must be a number of gray levels, or null"),
         ("preprocessing.width=32", "has images of 1x28x28; set preprocessing.channels, height, width to that"),
     ],
 )
@@ -202,6 +205,12 @@ def test_an_unknown_dataset_lists_the_valid_ones(tiny_config):
 def test_a_split_that_leaves_a_class_empty_is_refused(size):
     with pytest.raises(ValueError, match=rf"data.validation_size is {size}; .*between 4 and 95"):
         split(np.arange(100) % 4, size, seed=1)
+
+
+def test_a_share_that_is_too_few_images_says_how_many_it_is():
+    said = r"is 0\.1; of 10 images of 4 classes that holds 1 out, and it must lie between 4 and 5: change it or add"
+    with pytest.raises(ValueError, match=said):
+        split(np.arange(10) % 4, 0.1, seed=1)
 
 
 @pytest.mark.parametrize("size", [4, 40, 95])

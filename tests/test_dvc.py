@@ -108,15 +108,25 @@ def test_raw_downloads_may_be_deleted(pipeline):
     assert UP_TO_DATE in run(pipeline, "dvc", "repro")
 
 
-def test_training_change_does_not_prepare_again(pipeline):
-    experiment = pipeline / EXPERIMENT
-    before = experiment.read_text()
-    experiment.write_text(before.replace("learning_rate: ", "learning_rate: 1"))
+@pytest.mark.parametrize(
+    ("file", "before", "after", "stages"),
+    [
+        (EXPERIMENT, "learning_rate: ", "learning_rate: 1", ["train"]),
+        (EXPERIMENT, "limit: 1000", "limit: 900", ["prepare", "train"]),
+        ("configs/config.yaml", "limit: null", "limit: 900", ["prepare", "train"]),
+        ("configs/config.yaml", "opset: 17", "opset: 18", ["onnx"]),
+    ],
+)
+def test_a_change_runs_the_stages_that_read_it(pipeline, file, before, after, stages):
+    path = pipeline / file
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
     try:
         changed = json.loads(run(pipeline, "dvc", "status", "--json"))
     finally:
-        experiment.write_text(before)
-    assert list(changed) == ["train"]
+        path.write_text(text)
+    assert list(changed) == stages
 
 
 def test_metrics_show_and_diff(pipeline):

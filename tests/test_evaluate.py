@@ -20,7 +20,7 @@ from src.preprocessing import Preprocessing
 from src.training.calibration import expected_calibration_error
 from src.training.evaluate import classification_metrics, latency_ms, main, missed_targets
 from src.training.pages import measured_model
-from src.training.plots import plot_confusion
+from src.training.plots import plot_confusion, plot_images
 from tests.drawing import GARMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,6 +189,13 @@ def test_the_confusion_matrix_of_many_classes_is_a_picture_of_bounded_size(tmp_p
     plot_confusion(np.eye(250, dtype=int), [f"class {number}" for number in range(250)], tmp_path / "matrix.png")
     with Image.open(tmp_path / "matrix.png") as picture:
         assert max(picture.size) <= 3200
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
+    plot_confusion(np.eye(2, dtype=int), ["$5_{-", "}^$10"], tmp_path / "matrix.png")
+    plot_images([np.zeros((1, 4, 4), np.uint8)], ["$5_{- $"], tmp_path / "row.png")
+    for name in ("matrix.png", "row.png"):
+        assert (tmp_path / name).is_file()
 
 
 def test_missed_targets_fail_only_when_enforced(run, caplog):

@@ -85,6 +85,7 @@ def test_class_folders_keep_their_test_set_and_hold_out_validation(fruits, confi
 def test_what_is_no_image_is_left_out_and_reported(fruits, config_of, caplog):
     (fruits / "Training" / "Bag" / "notes.jpg").write_text("no image")
     (fruits / "Training" / "Bag" / ".hidden").write_text("passed over")
+    shutil.copytree(fruits / "Training" / "Shirt", fruits / "Training" / "Bag" / ".thumbnails")
     info = prepare(config_of("fruits360"))
     assert [entry["file"].rsplit("/", 1)[1] for entry in info["excluded"]] == ["notes.jpg"]
     assert "not an image" in info["excluded"][0]["reason"]
@@ -293,10 +294,12 @@ def test_views_of_one_item_stay_in_one_split(config_of, tmp_path):
         writer.writerow(["path", "label", "item_id"])
         for path in sorted((tmp_path / "img").rglob("*.jpg")):
             writer.writerow([path.relative_to(tmp_path), path.parts[-3], "/".join(path.parts[-4:-1])])
-    listed = prepare(
-        config_of("deepfashion", "data.location=items.csv", "data.validation_size=0.2", "data.test_size=0.2")
-    )
-    assert listed["data_hash"] == info["data_hash"]
+    for name in ("items.csv", "ITEMS.CSV"):
+        (tmp_path / "items.csv").rename(tmp_path / name)
+        listed = prepare(
+            config_of("deepfashion", f"data.location={name}", "data.validation_size=0.2", "data.test_size=0.2")
+        )
+        assert listed["data_hash"] == info["data_hash"]
 
 
 @pytest.mark.parametrize(
@@ -381,6 +384,15 @@ def test_an_image_that_is_in_no_item_folder_is_named(config_of, tmp_path, damage
     damage(tmp_path / "img")
     with pytest.raises(ValueError, match=r"1 images are in no item folder: img/.*loose"):
         prepare(config_of("deepfashion"))
+
+
+def test_a_hidden_folder_of_an_item_is_passed_over(config_of, tmp_path):
+    write_items(tmp_path / "img", items=6, views=1)
+    hidden = tmp_path / "img" / "MEN" / "Bag" / "id_00000001" / ".ipynb_checkpoints"
+    shutil.copytree(hidden.parent, hidden)
+    overrides = ["data.validation_size=0.3", "data.test_size=0.3", "data.same_image_rms=null"]
+    info = prepare(config_of("deepfashion", *overrides))
+    assert sum(split["images"] for split in info["splits"].values()) == 24
 
 
 def test_linked_folders_of_items_are_followed(config_of, tmp_path):

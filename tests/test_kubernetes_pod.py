@@ -1,5 +1,6 @@
 """The container of deploy/kubernetes without a cluster: its command on a real TorchServe, its probes one by one."""
 
+import shlex
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,8 @@ def pod(container) -> Iterator[Pod]:  # noqa: F811
     """All of the command but tini."""
     environment, ports = container.environment, container.ports
     environment["PATH"] = f"{PYTHON.parent}:{environment['PATH']}"
-    script = SERVER["args"][0].replace("/tmp", environment["TEMP"]).replace(IMAGE_ROOT, str(container.root))
+    temporary, root = shlex.quote(environment["TEMP"]), shlex.quote(str(container.root))
+    script = SERVER["args"][0].replace("/tmp", temporary).replace(IMAGE_ROOT, root)
     command = [*SERVER["command"][2:], script.replace(str(MANAGEMENT), str(ports[1]))]
     with (container.home / "output").open("wb") as output:
         process = subprocess.Popen(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from src.serving.client import call
-from src.serving.operate import build_parser
+from src.serving.operate import build_parser, main
 from tests.conftest import ROOT, TIMEOUT, run_script
 
 COMMANDS = (["ready", "--timeout", "60"], ["status"], ["scale", "--workers", "2"], ["drain"])
@@ -42,6 +42,16 @@ def test_a_time_that_cannot_be_is_refused(words, value, capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args([*words, value])
     assert f"argument {words[-1]}: {value} is no time to wait; give a number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("canary", "least"), [("1", 50), ("5,25", 10), ("50", 5), ("50,96", 13)])
+def test_a_canary_whose_versions_would_not_both_have_a_turn_is_refused(canary, least, capsys, tmp_path):
+    words = ["deploy", "nothing.mar", f"--store={tmp_path}/model-store", "--canary", canary, "--watch"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, str(least - 1)])
+    assert f"with this --canary both have had a turn after {least}: give that" in capsys.readouterr().err
+    assert main([*words, str(least)]) == 1
+    assert "nothing.mar does not exist" in capsys.readouterr().err
 
 
 def test_a_drain_that_cannot_write_leaves_nothing_for_the_next_one(tmp_path):

@@ -55,6 +55,21 @@ def test_a_reader_pulls_and_cannot_push(store, tmp_path):
     assert lost.returncode != 0, "what was refused is not in the bucket"
 
 
+def test_the_commands_of_the_page_add_a_remote_that_git_does_not_see(tmp_path):
+    run(tmp_path, "git", "init", "--quiet")
+    run(tmp_path, "dvc", "init", "--quiet")
+    before = (tmp_path / ".dvc" / "config").read_text()
+    section = PAGE.split("### A remote that may only be read\n")[1].split("\n## ")[0]
+    commands = [line.split() for line in section.splitlines() if line.startswith("dvc remote ")]
+    assert [command[2] for command in commands] == ["add", "modify"]
+    for command in commands:
+        run(tmp_path, *command)
+    assert run(tmp_path, "dvc", "remote", "list").split() == ["read-only", f"s3://{BUCKET}/{PREFIX}"]
+    assert "allow_anonymous_login = true" in (tmp_path / ".dvc" / "config.local").read_text()
+    assert (tmp_path / ".dvc" / "config").read_text() == before
+    assert ".dvc/config.local" not in run(tmp_path, "git", "status", "--porcelain", "--untracked-files=all")
+
+
 def test_dvc_reports_to_nobody_from_a_test(tmp_path):
     program = "from dvc.analytics import is_enabled; print(is_enabled())"
     assert run(tmp_path, sys.executable, "-c", program) == "False\n"

@@ -273,7 +273,8 @@ def test_a_full_disk_under_the_logs_stops_no_answer(own, url):
     break_connections(own)
     grown = wait_until(lambda: (grown := size_of(logs) - before) > PAGE and grown)  # else the rest would show nothing
     filler = logs / "filler"
-    fill = subprocess.run(["dd", "if=/dev/zero", f"of={filler}", f"bs={PAGE}"], capture_output=True, timeout=60)
+    dd = ["dd", "if=/dev/zero", f"of={filler}", f"bs={PAGE}"]
+    fill = subprocess.run(dd, capture_output=True, timeout=60, env=os.environ | {"LC_ALL": "C"})
     assert b"No space left" in fill.stderr
     before = size_of(logs)
     with Traffic(url, clients=2) as traffic:
@@ -375,6 +376,25 @@ def test_a_drain_ends_although_clients_name_the_version(own, url, second, store)
     assert not list(store.folder.glob("*2.0*"))
     own.start("--native")
     assert requests.post(url, data=PNG, timeout=TIMEOUT).json()["model_version"] == "1.0"
+
+
+@pytest.mark.usefixtures("undeployed")
+def test_a_drain_that_takes_too_long_says_what_is_left(own, service, url):
+    """The worker stands still with a request."""
+    asked = partial(service.total, "ts_inference_requests_total", model_version="default")
+    before, worker = asked(), service.describe()["workers"][0]["pid"]
+    with ThreadPoolExecutor(1) as clients:
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            taken = clients.submit(requests.post, url, data=PNG, timeout=TIMEOUT)
+            wait_until(lambda: asked() > before)
+            done = operate(own, "drain", "--timeout", 1)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert taken.result().status_code == 200
+    assert done.returncode == 1, done.stderr
+    assert "new requests are refused (503)\nafter 1 s version 1.0 is still busy; " in done.stdout
+    own.start("--native")
 
 
 @pytest.mark.usefixtures("undeployed")

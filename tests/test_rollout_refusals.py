@@ -10,7 +10,10 @@ import subprocess
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -18,12 +21,13 @@ import torch
 import yaml
 
 from src.export.archive import ArchiveError, verify
+from src.serving.client import Refused
 from src.serving.golden import RAW, Item, answer_golden, compare, load_golden
-from src.serving.management import Service, count_ready
+from src.serving.management import NotReady, Service, count_ready
 from src.serving.retiring import retire
 from src.serving.rollout import NotBack, deploy, roll_back
 from src.serving.store import Store
-from src.serving.watching import Watch
+from src.serving.watching import Trial, Watch
 from tests.conftest import ROOT, TIMEOUT, run_script
 from tests.script_run import pid_of
 from tests.sent_inputs import PNG
@@ -87,6 +91,108 @@ def test_a_deploy_that_is_ended_goes_back(number, server, second):
         process.send_signal(number)
         assert f"error: ended by {number.name}" in process.stderr.read()
     assert process.returncode == 1
+
+
+def test_a_deploy_that_is_ended_while_the_new_version_hangs_goes_back_at_once(server, service, second):
+    """It does not wait for the answer to its own request; the worker stands still until the old version serves."""
+    line = command(server, "deploy", second, "--watch", 60)
+    with subprocess.Popen(line, cwd=server.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert any("version 2.0 is the default" in line for line in process.stdout)
+        worker = service.describe("2.0")["workers"][0]["pid"]
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            time.sleep(1)  # it asks by now
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: service.describe()["modelVersion"] == "1.0", 10)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert "error: ended by SIGTERM" in process.communicate(timeout=4 * TIMEOUT)[1]
+
+
+def test_after_a_deploy_was_killed_the_message_says_how_to_go_back(server, service, store, second):
+    with subprocess.Popen(
+        command(server, "deploy", second, "--watch", 60), cwd=server.root, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert any("version 2.0 is the default" in line for line in process.stdout)
+        process.kill()
+    assert versions(service) == {"1.0": False, "2.0": True}
+    for order in (("deploy", second), ("rollback",)):
+        refused = run_script(server.root, *command(server, *order))
+        assert refused.stderr.startswith("error: version 2.0 is the default but not recorded as deployed: its deploy")
+    remedy = re.search(r"Go back first: (curl .*; curl .*)$", refused.stderr)[1]
+    assert run_script(server.root, "bash", "-ec", remedy).returncode == 0
+    wait_until(lambda: versions(service) == {"1.0": True})
+    store.remove(store.archive_of("2.0"))
+
+
+class Ended(Store):
+    """A signal comes as soon as the record is written."""
+
+    def write(self, names: list[str]) -> None:
+        before = self.deployed()
+        super().write(names)
+        if len(names) != len(before) and not (self.folder / "told").exists():
+            (self.folder / "told").touch()
+            raise SystemExit("ended")
+
+
+def test_a_deploy_or_rollback_that_is_ended_at_its_end_leaves_the_record_as_it_was(service, store, second):
+    ended = Ended(store.folder, store.model)
+    with pytest.raises(SystemExit, match="ended"):
+        deploy(service, second, ended, GOLDEN, Watch(0), print)
+    assert store.deployed() == []
+    assert versions(service) == {"1.0": True}
+    assert deploy(service, second, ended, GOLDEN, Watch(0), print) == "2.0"
+    (store.folder / "told").unlink()
+    with pytest.raises(SystemExit, match="ended"):
+        roll_back(service, ended, print)
+    assert store.deployed() == ["fashion_mnist-2.0.mar"]
+    assert versions(service) == {"2.0": True}
+    assert roll_back(service, ended, print) == "1.0"
+    (store.folder / "told").unlink()
+
+
+# ---- turns ----
+
+
+@pytest.fixture
+def trial(server, service, store, second) -> Iterator[Trial]:
+    """Version 2.0 beside 1.0."""
+    shutil.copyfile(second, store.archive_of("2.0"))
+    service.register(f"{store.archive_of('2.0').name}&initial_workers=1&synchronous=true")
+    yield Trial(service, store.run, GOLDEN, "1.0", "2.0", print)
+    with suppress(Refused):  # a test has done it
+        service.manage("/2.0", "DELETE")
+    store.archive_of("2.0").unlink()
+
+
+def test_what_comes_after_a_turn_is_not_of_its_version(service, trial):
+    """The new version answers our request long after its turn; meanwhile others ask the old one."""
+    worker = service.describe("2.0")["workers"][0]["pid"]
+    with ThreadPoolExecutor(1) as turns:
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            turn = turns.submit(trial.try_new, cycle(GOLDEN), 1.0, "1.0")
+            wait_until(lambda: service.describe()["modelVersion"] == "2.0")
+            wait_until(lambda: service.describe()["modelVersion"] == "1.0")
+            time.sleep(0.5)  # what came is counted
+            for _ in range(20):
+                assert service.predict(PNG, "", RAW)["model_version"] == "1.0"
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        counts, own = turn.result()
+    assert (counts.requests, own.answers) == (0, 1)
+
+
+def test_an_old_version_that_is_gone_ends_its_turn(service, trial):
+    """Whoever starts a server again waits for the lock of the deploy."""
+    trial.old, trial.new, begun = "2.0", "1.0", time.monotonic()
+    remove = threading.Timer(2, lambda: service.manage("/2.0", "DELETE"))
+    remove.start()
+    with pytest.raises(NotReady, match="answers 404"):
+        trial.leave_old(60)
+    assert 2 <= time.monotonic() - begun < 30
+    remove.join()
 
 
 def test_a_deploy_that_is_ended_once_the_new_version_serves_is_done(server, service, store, second):

@@ -1,5 +1,6 @@
 """run_torchserve.sh when something is wrong: it ends with the reason and the remedy, and leaves nothing running."""
 
+import os
 import re
 import shutil
 import socket
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.serving.ports import free_ports
-from tests.conftest import copy_checkout
+from tests.conftest import ROOT, copy_checkout, run_script
 from tests.script_run import Run, bare_environment, processes_of, wait_until_none
 
 
@@ -35,6 +36,26 @@ def test_stop_leaves_the_process_that_got_the_number_of_a_dead_server(idle):
     finally:
         stranger.kill()
         stranger.wait(timeout=30)
+
+
+def test_a_server_that_cannot_be_started_again_is_given_up(tmp_path):
+    """The sleep of this test takes no time and notes the seconds."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "torchserve").mkdir()
+    for name in ("watch.sh", "native.sh"):
+        shutil.copy2(ROOT / "torchserve" / name, tmp_path / "torchserve")
+    for name, does in {"run_torchserve.sh": "echo 'no memory'; exit 1", "bin/sleep": 'echo "$1" >>"$SLEPT"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    slept, path = tmp_path / "slept", f"{tmp_path}/bin:{os.environ['PATH']}"
+    done = run_script(tmp_path, "torchserve/watch.sh", str(tmp_path), "--secure", PATH=path, SLEPT=str(slept))
+    *tried, given_up = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (1, "")
+    assert len(tried) == 12
+    assert all(line.endswith("the server has ended by itself; starting it again") for line in tried[::2])
+    assert tried[1::2] == ["no memory"] * 6
+    assert given_up.endswith("given up: start it with ./run_torchserve.sh when the reason above is gone")
+    assert sum(map(float, slept.read_text().split()[1:])) == 63
 
 
 def fake_java(folder: Path, version: str) -> str:

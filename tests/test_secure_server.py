@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
 import stat
@@ -74,10 +75,16 @@ def test_the_three_apis_speak_tls_with_the_given_certificate(secure):
         assert requests.get(f"http://127.0.0.1:{port}/", timeout=TIMEOUT).status_code == 403
 
 
-def test_prometheus_reads_the_metrics_over_tls(secure, tmp_path):
+@pytest.mark.parametrize("copied", [False, True])
+def test_prometheus_reads_the_metrics_over_tls(copied, secure, tmp_path):
+    """With the certificate where it lies, and with a copy beside prometheus.yml, as a container needs it."""
+    folder = secure.root / "torchserve" / ".run" / "tls"
+    if copied:
+        shutil.copy2(folder / "certificate.pem", tmp_path)
+    place = "" if copied else f"{folder}/"
     changes = {
         "# scheme: https": "scheme: https",
-        "# tls_config: {ca_file: ../..": f"tls_config: {{ca_file: {secure.root}",
+        "# tls_config: {ca_file: ../../torchserve/.run/tls/": f"tls_config: {{ca_file: {place}",
         "server_name: localhost": "server_name: shop.test",
         "127.0.0.1:8082": f"127.0.0.1:{secure.ports[2]}",
     }
@@ -225,6 +232,24 @@ trial.observe(1.0, 4, Shares(0, 0, 0))
     assert key_of(secure, "management") != before
 
 
+def test_keys_that_expire_before_a_version_is_judged_are_renewed(secure):
+    before, keys = key_of(secure, "management"), secure.keys()
+    given = service_of(secure)
+    for kind in ("management", "inference"):
+        keys[kind]["expiration time"] = "2020-01-01T00:00:00.123456789Z"
+    (secure.root / "torchserve" / ".run" / "key_file.json").write_text(json.dumps(keys))
+    code = f"""
+from pathlib import Path
+from src.serving.golden import load_golden
+from src.serving.management import Service
+from src.serving.rollout import judge
+judge({given!r}, Path("torchserve/.run"), load_golden(Path("torchserve/golden"))[:1], "1.0", "1.0", print)
+"""
+    done = run_script(secure.root, sys.executable, "-c", code)
+    assert "golden set: 1 of 1 right" in done.stdout, done.stderr
+    assert key_of(secure, "management") != before
+
+
 def test_the_command_that_a_rollout_prints_works_as_printed(secure, tmp_path, monkeypatch):
     """The version does not exist; that is said to one whom the server trusts, and who trusts the server."""
     monkeypatch.setenv("TORCHSERVE_CERTIFICATE", "torchserve/.run/tls/certificate.pem")
@@ -290,10 +315,13 @@ def register(run: Run, entries: dict[str, str]) -> int:
         path.unlink()
 
 
-def test_an_archive_cannot_write_outside_its_folder(secure):
-    inside = f"../../../../../../..{secure.root}/slipped"
-    assert register(secure, {"h.py": "", "config.yaml": "minWorkers: 1\n", inside: "x"}) >= 400
-    assert not list(secure.root.parent.rglob("slipped"))
+def test_an_archive_cannot_write_outside_its_folder(secure, tmp_path):
+    """Which is refused for that alone: without the one entry it is taken."""
+    token, entries = key_of(secure, "management"), {"h.py": "", "config.yaml": "minWorkers: 1\n"}
+    assert register(secure, entries) == 200
+    assert secure.request("DELETE", secure.ports[1], "/models/evil", token).status_code == 200
+    assert register(secure, entries | {"../" * 30 + f".{tmp_path}/slipped": "x"}) >= 400
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_archives_yaml_builds_no_java_object(secure):

@@ -12,9 +12,12 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from src.serving.certificate import make_certificate
 from src.serving.management import Service
@@ -409,12 +412,40 @@ def test_weights_are_never_unpickled():
             assert not re.search(r"pickle\.loads?\(", path.read_text()), path
 
 
-def test_every_package_is_pinned():
-    """The server's file pins all that it installs; requirements.txt with constraints.txt does for training."""
-    lines = [line.split("#")[0].strip() for line in (ROOT / "torchserve" / "requirements.txt").read_text().splitlines()]
-    assert all("==" in line for line in lines if line)
-    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
-        if re.match(r"\w", line):
-            name = re.split(r"[=\[]", line)[0].lower()
-            assert "==" in line or name in pins, line
+def requirements_in(*names: str) -> list[Requirement]:
+    lines = [line.split("#")[0] for name in names for line in (ROOT / name).read_text().splitlines()]
+    return [Requirement(line) for line in lines if re.match(r"\w", line)]
+
+
+def brought_along(wanted: list[Requirement], path: list[str]) -> dict[str, str]:
+    """The version of each package that is installed in ``path`` for ``wanted``, and for what these require."""
+    installed = {canonicalize_name(package.name): package for package in distributions(path=path)}
+    found, seen, left = {}, set(), list(wanted)
+    while left:
+        requirement = left.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if (name, extras) not in seen:
+            seen.add((name, extras))
+            found[name] = installed[name].version.partition("+")[0]  # without the +cpu of torch
+            required = map(Requirement, installed[name].requires or [])
+            left += [
+                each for each in required
+                if not each.marker or any(each.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+            ]  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("environment", ["training", "server"])
+def test_every_package_is_pinned(environment):
+    """What somebody installed beside them is passed over: nothing of ours requires it."""
+    if environment == "server":
+        files, free = ["torchserve/requirements.txt"], set()
+        path = list(map(str, (ROOT / "torchserve" / ".venv").glob("lib/python3*/site-packages")))
+        if not path:
+            pytest.skip("torchserve/.venv is not there; make serving-env makes it")
+    else:
+        files, free, path = ["requirements.txt", "constraints.txt"], {"pip", "setuptools"}, sys.path
+    pins = {canonicalize_name(each.name): str(each.specifier) for each in requirements_in(*files)}
+    wanted = {name: f"=={version}" for name, version in brought_along(requirements_in(files[0]), path).items()}
+    assert len(wanted) > 20
+    assert {name: version for name, version in wanted.items() if pins.get(name) != version}.keys() <= free

@@ -16,7 +16,7 @@ import requests
 
 from src.inference.runtimes import FILES
 from src.serving.client import Refused
-from src.serving.management import Service
+from src.serving.management import NotReady, Service
 from src.serving.scaling import scale, set_workers
 from src.serving.store import Store
 from tests.conftest import RUNTIME, TIMEOUT, lent
@@ -24,6 +24,7 @@ from tests.drawing import encode
 from tests.script_run import listening
 from tests.sent_inputs import OTHER, PNG
 from tests.test_rollout import changed, versions
+from tests.waiting import wait_until
 
 CLIENTS = 6
 SCALING = 240  # seconds
@@ -109,6 +110,36 @@ def test_scaling_under_traffic_fails_no_request(server):
         seen = sum((client.result(timeout=2 * TIMEOUT) for client in clients), Counter())
     assert seen.keys() == {(200, True)}, seen
     assert seen.total() > 2 * CLIENTS  # they went on while workers came and went
+
+
+def test_workers_that_cannot_load_are_taken_away_again(server, tmp_path):
+    """As where memory is too short for them: version 2.0 loads as long as a file is there."""
+    service = Service("fashion_mnist", server.inference, server.management, server.metrics)
+    store = Store(server.root / "torchserve" / "model-store", "fashion_mnist")
+    with lent(server):
+        register_fragile(service, store, tmp_path / "loads")
+        (tmp_path / "loads").unlink()
+        with pytest.raises(NotReady, match=r"died 2 times while it loaded the model; the number of workers is 1 again"):
+            scale(service, 3)
+        assert service.describe()["minWorkers"] == 1
+        assert [worker["status"] for worker in service.describe()["workers"]] == ["READY"]
+        service.manage("/2.0?min_worker=3&max_worker=3", "PUT")
+        wait_until(lambda: len(service.describe()["workers"]) == 3)
+        assert scale(service, 1) == 1
+        assert [worker["status"] for worker in service.describe()["workers"]] == ["READY"]
+
+
+def register_fragile(service: Service, store: Store, needed: Path) -> None:
+    """Make the default a version 2.0 whose workers load only where ``needed`` is, and which has one."""
+    with zipfile.ZipFile(store.served) as opened:
+        handler = opened.read("handler.py").decode()
+    begins = "    def initialize(self, context) -> None:\n"
+    fragile = handler.replace(begins, f"{begins}        open({str(needed)!r})\n")
+    assert fragile != handler
+    needed.touch()
+    archive = changed(store.served, store.archive_of("2.0"), "2.0", {"handler.py": fragile.encode()})
+    service.register(f"{archive.name}&initial_workers=1&synchronous=true")
+    service.manage("/2.0/set-default", "PUT")
 
 
 def test_scaling_goes_on_where_torchserve_stumbles(monkeypatch):

@@ -1,9 +1,11 @@
 """src/serving/shares.py: what is worse in the traffic of others, reckoned without a server."""
 
+import random
+
 import pytest
 
 from src.serving.management import Service
-from src.serving.shares import Counts, Doubt, Shares, count_answers, count_doubt, shares, too_few, worse
+from src.serving.shares import Counts, Doubt, Shares, chance, count_answers, count_doubt, shares, too_few, worse
 from tests.file_server import serve
 
 CALM = Shares(1000, 0.02, 0.001, 0.03, Doubt(1000, 50))
@@ -57,8 +59,8 @@ def test_shares_of_few_requests(ended, found):
     [
         (Shares(1000, 0.02, 0.001), ""),
         (Shares(1000, 0.02, 0.011), ""),
-        (Shares(1000, 0.02, 0.012), "fails more often: 1.20% of the requests got 5xx, with the old one 0.10%"),
-        (Shares(3, 0.0, 1 / 3), "fails more often: 33.33% of the requests got 5xx, with the old one 0.10%"),
+        (Shares(1000, 0.02, 0.013), "fails more often: 1.30% of the requests got 5xx, with the old one 0.10%"),
+        (Shares(3, 0.0, 2 / 3), "fails more often: 66.67% of the requests got 5xx, with the old one 0.10%"),
         (Shares(1000, 0.11, 0.0), ""),
         (Shares(1000, 0.13, 0.0), "refuses more: 13.00% of the requests got 4xx, with the old one 2.00%"),
         (Shares(19, 1.0, 0.0), ""),
@@ -79,12 +81,57 @@ def test_what_is_worse(after, said):
 
 def test_what_may_be_by_chance_is_not_worse():
     few, doubtful = Shares(20, 0.05, 0.0), CALM._replace(doubt=Doubt(200, 88))
-    assert worse(few, Shares(20, 0.25, 0.0)) == ""
-    assert worse(few, Shares(20, 0.5, 0.0)).startswith("refuses more: 50.00%")
-    assert worse(few._replace(requests=1000), Shares(20, 0.25, 0.0)).startswith("refuses more: 25.00%")
+    assert worse(CALM, Shares(3, 0.0, 1 / 3)) == ""
+    assert worse(few, Shares(20, 0.5, 0.0)) == ""
+    assert worse(few, Shares(20, 0.55, 0.0)).startswith("refuses more: 55.00%")
+    assert worse(few._replace(requests=1000), Shares(20, 0.25, 0.0)) == ""
+    assert worse(few._replace(requests=1000), Shares(20, 0.3, 0.0)).startswith("refuses more: 30.00%")
     assert worse(doubtful, CALM._replace(doubt=Doubt(200, 108))) == ""
     assert worse(doubtful, CALM._replace(doubt=Doubt(2000, 1080))) == ""
     assert worse(doubtful, CALM._replace(doubt=Doubt(200, 120))).startswith("is in doubt more often: 60.0%")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ((3, 10), (7, 10), 0.0894477),
+        ((0, 95), (1, 5), 0.05),
+        ((1, 1000), (2, 3), 1.78984e-5),
+        ((20_000, 1_000_000), (1_150, 50_000), 2.65701e-6),
+        ((0, 0), (5, 5), 1),
+    ],
+)
+def test_the_chance_is_that_of_fishers_exact_test(old, new, found):
+    """As scipy.stats.hypergeom has it."""
+    assert chance(old, new) == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize("known", [0, 3, 20, 190])
+def test_a_version_that_fails_everything_is_known_within_three_requests(known):
+    assert worse(Shares(known, 0.0, 0.0), Shares(1, 0.0, 1.0)) == ""
+    assert worse(Shares(known, 0.0, 0.0), Shares(3, 0.0, 1.0)).startswith("fails more often: 100.00%")
+    assert worse(Shares(known, 0.0, 1.0), Shares(9, 0.0, 1.0)) == "" or not known
+
+
+def test_equal_versions_seldom_differ():
+    """A canary at 5% for five minutes, then at 25%, looked at after each turn; 10 requests a second, 5xx among them."""
+    numbers, back = random.Random(0), 0
+
+    def answered(seconds: float, share: float) -> Counts:
+        requests = round(10 * seconds)
+        return Counts(requests, 0, sum(numbers.random() < share for _ in range(requests)))
+
+    for background in (0.001, 0.01):
+        for part, turn in ((0.05, 10), (0.25, 5)):
+            for _ in range(50):
+                old, new = Counts(), Counts()
+                for _ in range(300 // turn):
+                    new = new.plus(answered(part * turn, background))
+                    old = old.plus(answered((1 - part) * turn, background))
+                    if worse(shares(old), shares(new)):
+                        back += 1
+                        break
+    assert back <= 4  # of 200; 59 when a share above the limit was enough
 
 
 def test_a_mean_time_that_is_long_already_must_double():

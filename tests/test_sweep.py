@@ -170,6 +170,8 @@ def test_killed_trial_of_a_grid_is_tried_again(project):
         (["sweep.space={training.optimizer: sgd}"], "write a list"),
         (["~sweep.space", "+sweep.space={training.sede: [1]}"], "sede"),
         (["~sweep.space", "+sweep.space={training.optimizer: [sdg]}"], "valid: adam, adamw, sgd"),
+        (["~sweep.space", "+sweep.space={seed: [1, 1, 2]}"], "seed has 1 more than once; name each value once"),
+        (["training.accelerator=tpus"], "tpus"),
     ],
 )
 def test_unusable_settings_are_named(project, caplog, overrides, message):

@@ -91,7 +91,7 @@ def test_wrong_arguments_show_the_usage(convert, arguments, said):
     done = convert(*arguments)
     assert done.returncode == 2
     assert said in done.stderr
-    assert f"Usage: {SCRIPT} IN OUT BATCH fp32|fp16|int8" in done.stderr
+    assert f"Usage: {SCRIPT} IN OUT BATCH fp32|fp16|int8 [--unverified]" in done.stderr
 
 
 @without_tensorrt
@@ -120,7 +120,8 @@ def stand_in(tmp_path) -> Path:
 def test_the_command_line_of_trtexec(model, stand_in, overrides, precision, flags, caplog):
     """Of the command line only: what the stand-in writes is no engine."""
     source, target = model / "model.onnx", model / "model.engine"
-    assert main(["build", "--trtexec", str(stand_in), str(source), str(target), "8", precision, *overrides]) == 0
+    built = ["build", "--trtexec", str(stand_in), "--unverified", str(source), str(target), "8", precision, *overrides]
+    assert main(built) == 0
     given = stand_in.with_name("trtexec.arguments").read_text().splitlines()
     assert (given[0] == f"--onnx={source}") == (precision != "int8")
     assert given[1:] == [
@@ -130,13 +131,18 @@ def test_the_command_line_of_trtexec(model, stand_in, overrides, precision, flag
     operators = {node.op_type for node in onnx.load(stand_in.with_name("trtexec.onnx")).graph.node}
     assert ("QuantizeLinear" in operators) == (precision == "int8")
     assert "WARNING: the engine is not compared with PyTorch" in caplog.text
-    assert json.loads(origin_path(target).read_text())["precision"] == precision
+    origin = json.loads(origin_path(target).read_text())
+    assert (origin["precision"], origin["compared_with_pytorch"]) == (precision, False)
     assert not list(model.glob(".*"))
 
 
 @without_tensorrt
 def test_the_script_finds_trtexec_and_tells_the_size(convert, model, stand_in, overrides):
-    done = convert(model / "model.onnx", model / "model.engine", 8, "fp16", *overrides)
+    refused = convert(model / "model.onnx", model / "model.engine", 8, "fp16", *overrides)
+    assert refused.returncode == 1
+    assert "could not be compared with PyTorch, so it is not built" in refused.stderr
+    assert not (model / "model.engine").exists()
+    done = convert(model / "model.onnx", model / "model.engine", 8, "fp16", *overrides, "--unverified")
     assert done.returncode == 0, done.stderr
     for part in (f"Building with {stand_in}", "batches of 1 to 8, fp16", "model.engine has 10 bytes"):
         assert part in done.stdout
@@ -145,7 +151,8 @@ def test_the_script_finds_trtexec_and_tells_the_size(convert, model, stand_in, o
 def test_what_trtexec_cannot_build_leaves_no_engine(model, stand_in, overrides, caplog):
     stand_in.write_text("#!/bin/sh\necho '[E] no CUDA-capable device is detected'\nexit 1\n")
     source, target = model / "model.onnx", model / "model.engine"
-    assert main(["build", "--trtexec", str(stand_in), str(source), str(target), "8", "fp32", *overrides]) == 1
+    built = ["build", "--trtexec", str(stand_in), "--unverified", str(source), str(target), "8", "fp32", *overrides]
+    assert main(built) == 1
     assert "exit status 1; it ended with:\n[E] no CUDA-capable device" in caplog.text
     assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.onnx", "model.safetensors"]
 
@@ -209,6 +216,7 @@ def test_without_tensorrt_an_engine_says_what_to_install(model, caplog):
     origin_path(model / "model.engine").write_text(json.dumps({WEIGHTS_KEY: weights}))
     assert main(["infer", str(model / "model.engine"), "x.png"]) == 1
     assert "pip install 'tensorrt-cu12==10.*'" in caplog.text
+    assert "model.engine was never compared with PyTorch" in caplog.text
 
 
 def test_the_benchmark_says_what_it_measured(model):

@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from src.data.datamodule import load_split
 from src.inference import Predictor
 from src.models import ModelConfig, ModelError, list_architectures, load_model
-from src.training.fitting import choose_precision
-from src.training.recipe import load_recipe
+from src.training.callbacks import with_patience
+from src.training.fitting import choose_precision, fit
+from src.training.recipe import differences, load_recipe, recipe_of
 from src.training.train import train
 from tests.conftest import ROOT
 from tests.drawing import GARMENTS, draw_garment, encode
@@ -157,6 +158,22 @@ def test_early_stopping(tiny_config):
     assert max(accuracies[:-2]) >= max(accuracies[-2:])
 
 
+def test_a_run_that_goes_on_has_the_patience_of_today(elsewhere):
+    fit(elsewhere("one", "training.epochs=1", "training.early_stopping_patience=1"))
+    more = ("training.epochs=2", "training.early_stopping_patience=3", "training.resume=true")
+    assert fit(elsewhere("one", *more)).trainer.early_stopping_callback.patience == 3
+    for patience, counted in ((1, 2), (2, 2), (3, 0)):
+        state = with_patience({"patience": 2, "wait_count": 2, "best_score": 0.5}, patience)
+        assert state == {"patience": patience, "wait_count": counted, "best_score": 0.5}
+
+
+def test_a_run_that_goes_on_longer_shrinks_no_further_images(elsewhere):
+    early = ["training.early_scale=0.5", "training.early_share=0.5"]
+    for epochs, resume in ((2, "false"), (3, "true"), (4, "true")):
+        fitted = fit(elsewhere("one", f"training.epochs={epochs}", f"training.resume={resume}", *early))
+        assert fitted.data.early_epochs == 1, "half of the two that it began with"
+
+
 def test_averaged_weights_are_what_is_measured_and_saved(elsewhere, drawn):
     plain, averaged = (
         elsewhere("plain", "training.epochs=3"),
@@ -282,6 +299,17 @@ def test_a_run_that_goes_on_with_another_length_says_so_in_its_recipe(elsewhere)
     assert load_recipe(longer.paths.best_model) == begun | {"resumed": resumed}
     train(longer)  # it has all its epochs: the same model again
     assert load_recipe(longer.paths.best_model) == begun | {"resumed": resumed}
+
+
+def test_the_recipe_says_where_the_weights_began_and_older_ones_without_it_go_on(elsewhere):
+    pretrained = elsewhere("one", "model.architecture=resnet18", "model.resnet18.pretrained=true")
+    recipe = recipe_of(pretrained)
+    assert recipe["model"] == {"resnet18.pretrained": True, "resnet18.weights": None}
+    assert recipe["data"] == {"limit": None, "statistics": "dataset"}
+    other = recipe_of(elsewhere("one", "model.architecture=resnet18", "data.statistics=imagenet"))
+    assert {key for key, *_ in differences(recipe, other)} == {"model.resnet18.pretrained", "data.statistics"}
+    older = {key: value for key, value in recipe.items() if key != "model"} | {"data": {"limit": None}}
+    assert differences(older, other) == []
 
 
 @pytest.mark.parametrize(

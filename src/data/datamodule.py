@@ -104,11 +104,15 @@ def check_prepared(config) -> None:
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Train, validation and test loaders over the folder that prepare.py wrote."""
+    """Train, validation and test loaders over the folder that prepare.py wrote.
 
-    def __init__(self, config):
+    ``first_epochs``: the length that the run began with, where it goes on with another; the early epochs are of that.
+    """
+
+    def __init__(self, config, first_epochs: int | None = None):
         super().__init__()
         self.config = config
+        self.early_epochs = config.training.early_share * (first_epochs or config.training.epochs)
         self.augmentation = BatchAugmentation(**config.augmentation)
         self.datasets: dict[str, ArrayDataset | TripletDataset] = {}
 
@@ -162,9 +166,8 @@ class ImageDataModule(L.LightningDataModule):
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             images = self.augmentation(images)
-            training = self.config.training
-            if self._epoch() < training.early_share * training.epochs:
-                images = shrink(images, training.early_scale)
+            if self._epoch() < self.early_epochs:
+                images = shrink(images, self.config.training.early_scale)
         return images, labels
 
 

@@ -32,7 +32,7 @@ def load_deepfashion(config) -> Source:
 def find_manifest(config) -> Path | None:
     """``data.location`` or the same in ``data.mirror`` if it is a CSV that exists."""
     paths = local_paths(config)
-    if paths[0].suffix != ".csv":
+    if paths[0].suffix.lower() != ".csv":
         return None
     for path in paths:
         if path.is_file():

@@ -16,6 +16,7 @@ from src.preprocessing import Preprocessing
 
 DONE = ".unpacked"
 DEPTH = 3  # how far below an archive's top the class folders are looked for
+MACOS = "__MACOSX"  # of attributes, not of files
 
 logger = logging.getLogger(__name__)
 
@@ -147,9 +148,12 @@ def unpack_files(content: tarfile.TarFile, target: Path) -> None:
 
 
 def find_folder(root: Path, name: str | None) -> Path:
-    """``root``/``name``, or the one folder of that name at most DEPTH levels below. Raises ValueError."""
+    """``root``/``name``, or the one folder of that name at most DEPTH levels below. Raises ValueError.
+
+    Without a name ``root``, or for an archive that was made of one folder what lies in that.
+    """
     if name is None:
-        return root
+        return below_lone_folders(root) if (root / DONE).is_file() else root
     if Path(name).is_absolute():
         raise ValueError(f"{name} is an absolute path; data.train_folder and data.test_folder are relative to {root}")
     for depth in range(DEPTH):
@@ -161,9 +165,22 @@ def find_folder(root: Path, name: str | None) -> Path:
     raise ValueError(f"{root} has no folder {name!r}; set data.train_folder and data.test_folder to those it has")
 
 
+def folders_in(root: Path) -> list[Path]:
+    """The folders in ``root``, sorted, but for hidden ones and the one that macOS adds to a zip."""
+    return sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != MACOS
+    )
+
+
+def below_lone_folders(root: Path) -> Path:
+    """``root``, or the folder below it that holds several folders, where each above it holds that way alone."""
+    inside = folders_in(root)
+    return below_lone_folders(inside[0]) if len(inside) == 1 and folders_in(inside[0]) else root
+
+
 def list_classes(root: Path) -> list[str]:
     """The names of the class folders, sorted. Raises ValueError when there are fewer than two."""
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = [path.name for path in folders_in(root)]
     if len(names) < 2:
         raise ValueError(f"{root} has the class folders {names}; at least two are needed, each holding its images")
     return names
@@ -179,16 +196,20 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """What lies in ``folder`` and below it, also behind links, sorted, but for hidden files; also what cannot be read.
+    """What lies in ``folder`` and below it, also behind links, sorted, but for hidden files and folders; also what
+    cannot be read.
 
     Raises OSError for a folder that cannot be listed; a missing one holds nothing.
     """
-    found = walk(folder) if folder.is_dir() else ()
-    return sorted(Path(base, name) for base, _, names in found for name in names if not name.startswith("."))
+    found = []
+    for base, names, files in walk(folder) if folder.is_dir() else ():
+        names[:] = [name for name in names if not name.startswith(".")]
+        found += [Path(base, name) for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 def list_files(root: Path, class_names: list[str]) -> list[ImageFile]:
-    """Every file below the class folders of ``root``, sorted; hidden files are no images and are passed over.
+    """Every file below the class folders of ``root``, sorted; what is hidden is no image and is passed over.
 
     Raises ValueError for a folder that is no class, a class without a folder, and a class without a file.
     """

@@ -38,6 +38,7 @@ SOURCES = {
 STATISTICS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}  # of RGB, as timm and torchvision use them
 CLASS_NAMES = "class_names.json"
 SHAPE = ("channels", "height", "width")
+PATHS = ("directory", "location", "mirror", "url", "train_folder", "test_folder")
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,13 @@ def check_settings(config) -> None:
     for key in ("test_size", "validation_size"):
         if type(config.data[key]) not in (int, float) or config.data[key] <= 0:
             raise ValueError(f"data.{key} is {config.data[key]!r}; it must be a number of images or a share below 1")
+    rms = config.data.same_image_rms
+    if rms is not None and type(rms) not in (int, float):
+        raise ValueError(f"data.same_image_rms is {rms!r}; it must be a number of gray levels, or null")
+    for key in PATHS:
+        value = config.data[key]
+        if not isinstance(value, str) and (value is not None or key == "directory"):
+            raise ValueError(f"data.{key} is {value!r}; it must be text, as ./{value} is")
     Preprocessing(**config.preprocessing)
     if Path(config.data.directory).is_file():
         raise ValueError(f"data.directory is {config.data.directory}, which is a file; name a folder")

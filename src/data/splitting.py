@@ -93,8 +93,8 @@ def split(
     held_out = round(size * count) if size < 1 else size
     if not classes <= held_out < count - classes:
         raise ValueError(
-            f"{key} is {size}; with {count} images of {classes} classes it must lie "
-            f"between {classes} and {count - classes - 1}, or be a share of them below 1"
+            f"{key} is {size}; of {count} images of {classes} classes that holds {held_out} out, and it must lie "
+            f"between {classes} and {count - classes - 1}: change it or add images"
         )
     if items is not None:
         held = hold_items_out(labels, held_out / count, seed, items)

@@ -4,6 +4,7 @@ An engine runs only on the kind of GPU and the version of TensorRT that it was b
 """
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from src.inference import Predictor
 from src.inference.onnx_runtime import WEIGHTS_KEY
 from src.models.config import CONFIG_NAME, ModelConfig, saved_weights_sha256
 
+COMPARED_KEY = "compared_with_pytorch"
 REMAKE = "make it again on this machine with: scripts/convert_to_tensorrt.sh"
+
+logger = logging.getLogger(__name__)
 
 
 class EngineError(ValueError):
@@ -42,7 +46,7 @@ def origin_path(engine: Path) -> Path:
 
 
 def load_engine(path: Path, folder: Path) -> Predictor:
-    """The model in ``folder``, run by the engine at ``path``.
+    """The model in ``folder``, run by the engine at ``path``; a warning says where that was kept without a comparison.
 
     Raises ModelError or EngineError when either is missing or broken, or the engine was made of other weights.
     """
@@ -51,12 +55,15 @@ def load_engine(path: Path, folder: Path) -> Predictor:
         missing = path if not path.is_file() else origin_path(path)
         raise EngineError(f"{missing} does not exist; make it with: scripts/convert_to_tensorrt.sh")
     try:
-        made_of = json.loads(origin_path(path).read_text())[WEIGHTS_KEY]
+        origin = json.loads(origin_path(path).read_text())
+        made_of, compared = origin[WEIGHTS_KEY], origin.get(COMPARED_KEY)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise EngineError(f"{origin_path(path)} is broken; {REMAKE}") from error
     weights = saved_weights_sha256(folder)
     if made_of != weights:
         raise EngineError(f"{path} is stale: made of weights {made_of[:12]}, not of {weights[:12]}; {REMAKE}")
+    if not compared:
+        logger.warning("WARNING: %s was never compared with PyTorch (it was built with --unverified)", path)
     runtime = TensorRtRuntime(path)
     runtime.check_shape(config.preprocessing.shape, len(config.class_names))
     return Predictor(runtime, config)

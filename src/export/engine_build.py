@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from src.export.engine import EngineError, TensorRtRuntime, import_tensorrt, origin_path
+from src.export.engine import COMPARED_KEY, EngineError, TensorRtRuntime, import_tensorrt, origin_path
 from src.export.onnx import BATCH, ExportError, calibration_images, check, check_loss
 from src.export.quantization import TENSORRT, quantize
 from src.inference import Predictor
@@ -33,10 +33,13 @@ MAX_DIFFERENCE = 1e-4  # of FP32 probabilities from PyTorch's; a GPU adds in ano
 logger = logging.getLogger(__name__)
 
 
-def build(config, source: Path, target: Path, batch: int, precision: str, trtexec: str | None) -> None:
+def build(
+    config, source: Path, target: Path, batch: int, precision: str, trtexec: str | None, unverified: bool = False
+) -> None:
     """Make ``target``, an engine for up to ``batch`` images, of the ONNX file ``source`` in its model's folder.
 
-    ``trtexec``: its path, or None for the Python package. Raises ModelError, FileNotFoundError without the data,
+    ``trtexec``: its path, or None for the Python package. ``unverified``: without the package, which compares the
+    engine with PyTorch, keep it all the same. Raises ModelError, FileNotFoundError without the data,
     EngineError, and ExportError for an engine that fails its check; what fails is not kept.
     """
     onnx_file = OnnxRuntime(source)
@@ -46,6 +49,7 @@ def build(config, source: Path, target: Path, batch: int, precision: str, trtexe
     quantized = is_quantized(source)
     if quantized and precision != "int8":
         raise EngineError(f"{source} is quantised; {precision} takes the FP32 file, such as {source.parent}/model.onnx")
+    verifies = trtexec is None or can_verify(unverified)
     images, labels = load_images(config, "validation", source.parent, card)
     reference = Predictor(TorchRuntime(model, fold=False), card)
     method = None
@@ -61,33 +65,41 @@ def build(config, source: Path, target: Path, batch: int, precision: str, trtexe
                 build_with_package(source, partial, batch, precision)
             else:
                 build_with_trtexec(trtexec, source, partial, batch, precision)
-            verified = verify(partial, reference, images, labels, precision, config)
+            if verifies:
+                verify(partial, reference, images, labels, precision, config)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
     origin = {WEIGHTS_KEY: weights, "precision": precision, "batch": batch, "calibration": method}
-    origin["compared_with_pytorch"] = verified
+    origin[COMPARED_KEY] = verifies
     origin_path(target).write_text(json.dumps(origin, indent=2) + "\n")
     logger.info("wrote %s (%d bytes): %s, batches of 1 to %d", target, target.stat().st_size, precision, batch)
 
 
-def verify(path: Path, reference: Predictor, images: np.ndarray, labels: np.ndarray, precision: str, config) -> bool:
-    """Compare the engine with PyTorch on ``images``; without the Python package a warning says that it cannot be.
-
-    Returns whether it was. Raises ExportError when it differs too much.
-    """
+def can_verify(unverified: bool) -> bool:
+    """Whether the engine can be compared with PyTorch here. Raises EngineError where it cannot, unless ``unverified``
+    says to keep it without: then a warning does."""
     try:
         import_tensorrt()
     except EngineError as error:
+        if not unverified:
+            raise EngineError(
+                f"the engine could not be compared with PyTorch, so it is not built: {error}; "
+                "--unverified builds it all the same"
+            ) from error
         logger.warning("WARNING: the engine is not compared with PyTorch: %s", error)
         return False
+    return True
+
+
+def verify(path: Path, reference: Predictor, images: np.ndarray, labels: np.ndarray, precision: str, config) -> None:
+    """Compare the engine with PyTorch on ``images``. Raises ExportError when it differs too much."""
     wanted = in_batches(reference.probabilities, images, BATCH, "PyTorch")
     result = check(TensorRtRuntime(path), reference.config, images, labels, wanted)
     if precision == "fp32" and result["max_difference"] > MAX_DIFFERENCE:
         raise ExportError(f"FP32 differs from PyTorch by {result['max_difference']:.2e}, above {MAX_DIFFERENCE}")
     loss = float((wanted.argmax(1) == labels).mean()) - result["accuracy"]
     check_loss(f"the {precision} engine", loss, len(images), config, "take fp32")
-    return True
 
 
 def network_input(path: Path) -> tuple[str, tuple[int, int, int]]:

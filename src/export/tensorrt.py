@@ -1,7 +1,8 @@
 """TensorRT on a machine with an NVIDIA GPU: ``python -m src.export.tensorrt build|infer``.
 
 ``build ONNX ENGINE BATCH fp32|fp16|int8`` is what scripts/convert_to_tensorrt.sh runs: the engine is compared with
-PyTorch on the validation images before it is kept, and ENGINE.json says what it was made of.
+PyTorch on the validation images before it is kept (``--unverified``: also where it cannot be), and ENGINE.json says
+what it was made of.
 ``infer ENGINE IMAGE... [--benchmark]`` prints the predictions as JSON, and the latency after them.
 """
 
@@ -65,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     making = verbs.add_parser("build", help="make an engine of an ONNX file")
     making.add_argument("--config", default=DEFAULT_CONFIG)
     making.add_argument("--trtexec", help="the program that builds it; the Python package tensorrt when not given")
+    making.add_argument("--unverified", action="store_true", help="keep the engine also where nothing can compare it")
     making.add_argument("onnx", type=Path, help="in its model's folder, for example models/best_model/model.onnx")
     making.add_argument("engine", type=Path, help="file to write")
     making.add_argument("batch", type=positive, help="greatest number of images in a call")
@@ -92,7 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.verb == "build":
             config = load_config(arguments.config, arguments.overrides)
-            build(config, arguments.onnx, arguments.engine, arguments.batch, arguments.precision, arguments.trtexec)
+            build(
+                config, arguments.onnx, arguments.engine, arguments.batch, arguments.precision, arguments.trtexec,
+                arguments.unverified,
+            )  # fmt: skip
             return 0
         predictor = load_engine(arguments.engine, arguments.model_path or arguments.engine.parent)
         return infer(predictor, arguments.images, arguments.iterations if arguments.benchmark else None)

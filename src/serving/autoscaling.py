@@ -136,24 +136,31 @@ def load_between(before: Look | None, after: Look) -> Load | None:
 def autoscale(service: Service, run: Path, rule: Rule, interval: float, say: Callable) -> None:
     """Look at the server every ``interval`` seconds and scale as ``rule`` says, until a signal ends the process.
 
-    Where the server does not answer, or is drained, it says so once and looks on: another one may follow. Raises
-    Refused when it answers 4xx, which does not pass, and OSError when the lock in ``run`` cannot be written.
+    Where the server does not answer, or is drained, it says so once and looks on: another one may follow. So it does
+    where a worker is not READY. Raises Refused when it answers 4xx, which does not pass, also to keys that were read
+    once more, and OSError when the lock in ``run`` cannot be written.
     """
-    before, silent = None, False
+    before, silent, unready, refused = None, False, False, False
     while True:
         try:
             valid = with_valid_keys(service, run)
             after = look_at(valid)
-            silent, load = False, load_between(before, after)
+            if not after.ready and not unready:
+                say(f"{datetime.now():%F %T} a worker of {service.model} is not READY; until then no load counts")
+            silent, unready, load = False, not after.ready, load_between(before, after)
             workers, before = rule.decide(after, load), after
             if workers != after.workers:
                 before = None  # what waited for the change is no measure: one interval goes by unseen
                 change(valid, run, after.workers, workers, load, say)
+            refused = False
         except Busy:
             pass  # a deploy, rollback, drain or scale is at work
         except (Refused, ConnectionError, TimeoutError, NotReady, TokenError) as error:
             if isinstance(error, Refused) and error.status < 500:
-                raise
+                if refused:
+                    raise
+                refused, before = True, None
+                continue
             if not silent:
                 say(f"{datetime.now():%F %T} {error}; looking on")
             silent, before = True, None

@@ -21,6 +21,7 @@ from src.serving.lock import locked, run_folder
 from src.serving.management import Service, show_status, status, wait_ready
 from src.serving.scaling import scale
 from src.serving.tokens import add_token
+from src.serving.watching import Watch, turn
 
 STORE = Path("torchserve/model-store")
 
@@ -121,7 +122,6 @@ def run(arguments: argparse.Namespace, service: Service) -> int:
             # They read archives, which needs torch and PyYAML.
             from src.serving.rollout import deploy, roll_back
             from src.serving.store import Store
-            from src.serving.watching import Watch
 
             store = Store(arguments.store, service.model)
             end_by_exception()
@@ -177,8 +177,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.command == "scale" and arguments.workers < 1:
         parser.error(f"--workers is {arguments.workers}; it must be at least 1")
-    if arguments.command == "deploy" and len(arguments.canary) > 1 and not arguments.watch:
-        parser.error("--canary watches each of its stages; give --watch more than 0 seconds")
+    if arguments.command == "deploy" and len(arguments.canary) > 1:
+        least = math.ceil(max(map(turn, arguments.canary)))
+        if arguments.watch < least:
+            parser.error(
+                f"--watch is {arguments.watch:g}; with this --canary both have had a turn after {least}: give that"
+            )
     if arguments.command == "autoscale" and not 1 <= arguments.min <= arguments.max:
         parser.error(f"--min is {arguments.min} and --max {arguments.max}; give 1 <= --min <= --max")
     service = Service(

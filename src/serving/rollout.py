@@ -26,14 +26,15 @@ def deploy(service: Service, archive: Path, store: Store, items: list[Item], wat
     """Roll ``archive`` out and return its version.
 
     Raises ArchiveError, and RolloutError, NotReady, ValueError or OSError after going back; nothing of it is left in
-    the store. So it is after Ctrl-C, or a signal that raises an exception; once ``archive`` serves for good, either
-    ends the wait for the old version, which then stays registered. Raises NotBack when going back fails, too: the
-    archive stays in the store, for it may be the default.
+    the store or its record. So it is after Ctrl-C, or a signal that raises an exception; once ``archive`` serves for
+    good, either ends the wait for the old version, which then stays registered. Raises NotBack when going back fails,
+    too: the archive stays in the store, for it may be the default.
     """
     digest = verify(archive)
     if archive.resolve().parent == store.folder.resolve():
         raise RolloutError(f"{archive} lies in the model store already; build it elsewhere, for example --output new")
     version = version_of(archive, service.model)
+    check_record(service, store)
     if version in service.versions():
         raise RolloutError(
             f"version {version} is registered already; give the new archive another: ./create_mar_archive.sh --version"
@@ -56,6 +57,7 @@ def deploy(service: Service, archive: Path, store: Store, items: list[Item], wat
 
 def roll_back(service: Service, store: Store, say: Callable) -> str:
     """Serve the archive before the last deployed one again and return its version; raises as ``deploy``."""
+    check_record(service, store)
     names = store.deployed()
     if not names:
         raise RolloutError(
@@ -81,6 +83,23 @@ def version_of(archive: Path, model: str) -> str:
     return named["modelVersion"]
 
 
+def check_record(service: Service, store: Store) -> None:
+    """Raises RolloutError when the default is a version that a deploy has left there without a record: it was killed
+    before it could go back. Raises NotReady or OSError."""
+    default, last = describe_default(service), store.deployed()[-1:]
+    version = default["modelVersion"]
+    if default["modelUrl"] != store.archive_of(version).name or default["modelUrl"] in last:
+        return
+    remedy = "./run_torchserve.sh with the options of the start brings back the one that is"
+    for other, found in service.versions().items():
+        if found["modelUrl"] in (last or [f"{service.model}.mar", store.served.name]):
+            orders = (("PUT", f"{other}/set-default"), ("DELETE", version))
+            remedy = "; ".join(curl(service, *order) for order in orders)
+    raise RolloutError(
+        f"version {version} is the default but not recorded as deployed: its deploy was killed. Go back first: {remedy}"
+    )
+
+
 def replace_default(
     service: Service,
     store: Store,
@@ -96,19 +115,22 @@ def replace_default(
     Returns the version before it, and goes back to that when anything fails. Raises NotBack when that fails, too.
     """
     old = describe_default(service)
-    old_version, begun, asked = old["modelVersion"], count_answers(service), False
+    old_version, begun, asked, recorded = old["modelVersion"], count_answers(service), False, store.deployed()
     if version == old_version:
         raise RolloutError(f"version {version} serves already")
     try:
+        service = with_valid_keys(service, store.run)
         workers = staff(service, archive.name, version, max(1, count_ready(old)))
         say(f"version {version} is registered and has {workers} READY worker{'s' if workers > 1 else ''}")
-        own = judge(service, items, old_version, version, say) if items else 0
+        own = judge(service, store.run, items, old_version, version, say) if items else 0
         before, asked = shares(count_answers(service).minus(begun).minus(Counts(own))), True
         Trial(service, store.run, items, old_version, version, say).introduce(watch, before)
         store.write(names)
     except BaseException as error:  # and after Ctrl-C
         try:
             go_back(service, store.run, old_version, version, say)
+            if store.deployed() != recorded:
+                store.write(recorded)
         except (OSError, RuntimeError, ValueError) as second:
             if asked:
                 raise NotBack(
@@ -134,12 +156,13 @@ def staff(service: Service, name: str, version: str, wanted: int) -> int:
     return wait_ready(service, SLOW, version)
 
 
-def judge(service: Service, items: list[Item], old: str, new: str, say: Callable) -> int:
+def judge(service: Service, run: Path, items: list[Item], old: str, new: str, say: Callable) -> int:
     """Warm ``new`` up and compare its answers on the golden set with those of ``old``; return how many requests that
     took. Raises RolloutError."""
-    for _ in range(WARM_UP):
-        answers = answer_golden(service, items, new)
-    good, line = compare(items, answer_golden(service, items, old), answers)
+    *_, answers, before = [
+        answer_golden(with_valid_keys(service, run), items, version) for version in (*[new] * WARM_UP, old)
+    ]
+    good, line = compare(items, before, answers)
     say(line)
     if not good:
         raise RolloutError(f"version {new} is worse than {old} on the {line}")

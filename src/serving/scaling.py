@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from urllib.parse import quote
 
 from src.serving.client import Refused
@@ -37,21 +38,32 @@ def scale(service: Service, workers: int) -> int:
     """
     default = describe_default(service)
     version, current = default["modelVersion"], len(default["workers"])
+    if workers < current:
+        with suppress(NotReady):  # a worker that still loads cannot be held; one that cannot load need not be
+            wait_ready(service, SLOW)
+        remove_workers(service, version, current, workers)
+        return wait_ready(service, SLOW)
+    set_workers(service, version, current, workers)
+    try:
+        return wait_ready(service, SLOW)
+    except NotReady as error:
+        if workers == current:
+            raise
+        remove_workers(service, version, workers, current)
+        raise NotReady(f"{error}; the number of workers is {current} again") from error
+
+
+def remove_workers(service: Service, version: str, current: int, wanted: int) -> None:
+    """``wanted`` workers instead of ``current``, while those that are READY are held. Raises NotReady or OSError."""
 
     def change() -> bool:
-        set_workers(service, version, current, workers)
+        set_workers(service, version, current, wanted)
         return True
 
-    if workers >= current:
-        change()
-    else:
-        wait_ready(service, SLOW)  # a worker that still loads cannot be held
-        for hold in (HOLD / 4, HOLD / 2, HOLD):  # short at first, for callers wait meanwhile
-            if hold_and_do(service, version, current, change, hold):
-                break
-        else:
-            raise NotReady(f"the workers of {service.model} stay busy; none was removed, try again with less traffic")
-    return wait_ready(service, SLOW)
+    for hold in (HOLD / 4, HOLD / 2, HOLD):  # short at first, for callers wait meanwhile
+        if hold_and_do(service, version, count_ready(service.describe(version)), change, hold):
+            return
+    raise NotReady(f"the workers of {service.model} stay busy; none was removed, try again with less traffic")
 
 
 def set_workers(service: Service, version: str, current: int, wanted: int) -> None:

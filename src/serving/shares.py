@@ -11,7 +11,7 @@ from src.serving.management import Service, total
 MORE_FAILURES = 0.01  # a share of 5xx above the old version's by more than this is worse
 MORE_REFUSALS = 0.1  # the same for 4xx, which are the clients' doing for the most part and vary by themselves
 MORE_DOUBT = 0.05  # the same for answers marked as uncertain
-ERRORS = 3  # standard errors by which the last two must differ as well: few requests vary by chance
+CHANCE = 0.00135  # at most: that equal versions differ so; what three standard errors leave on one side
 SLOWER, MORE_SECONDS = 2, 0.1  # a mean time of this many times the old version's, and so much above it, is worse
 LEAST = 20  # requests of others; the share of 4xx among fewer, or their time, tells nothing
 LEAST_ANSWERS = 200  # of each version, one an image; the same for the share of uncertain ones
@@ -97,28 +97,40 @@ def shares(counts: Counts) -> Shares:
 
 
 def worse(old: Shares, new: Shares) -> str:
-    """What is worse with the new version, with the figures; empty when nothing is."""
-    if new.failed > old.failed + MORE_FAILURES:
+    """What is worse with the new version, with the figures; empty when nothing is.
+
+    Where little or nothing is known of the old one it is taken to have answered LEAST requests, the unknown ones
+    without a 5xx: then a new one that fails everything is worse from its third request on.
+    """
+    failed = (old.failed * old.requests, max(LEAST, old.requests)), (new.failed * new.requests, new.requests)
+    if new.failed > old.failed + MORE_FAILURES and chance(*failed) < CHANCE:
         return f"fails more often: {new.failed:.2%} of the requests got 5xx, with the old one {old.failed:.2%}"
     if new.requests >= LEAST:
-        refused = (old.refused, old.requests), (new.refused, new.requests)
-        if new.refused > old.refused + MORE_REFUSALS and not by_chance(*refused):
+        refused = (old.refused * old.requests, old.requests), (new.refused * new.requests, new.requests)
+        if new.refused > old.refused + MORE_REFUSALS and chance(*refused) < CHANCE:
             return f"refuses more: {new.refused:.2%} of the requests got 4xx, with the old one {old.refused:.2%}"
         if old.requests >= LEAST and new.seconds > max(SLOWER * old.seconds, old.seconds + MORE_SECONDS):
             return f"is slower: {1000 * new.seconds:.0f} ms on average, the old one {1000 * old.seconds:.0f} ms"
     if min(old.doubt.answers, new.doubt.answers) >= LEAST_ANSWERS:
         was, now = (found.doubt.uncertain / found.doubt.answers for found in (old, new))
-        if now > was + MORE_DOUBT and not by_chance((was, old.doubt.answers), (now, new.doubt.answers)):
+        doubts = ((found.doubt.uncertain, found.doubt.answers) for found in (old, new))
+        if now > was + MORE_DOUBT and chance(*doubts) < CHANCE:
             return f"is in doubt more often: {now:.1%} of its answers are uncertain, of the old one's {was:.1%}"
     return ""
 
 
-def by_chance(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Whether two shares, each with the number it is a share of, differ by less than ERRORS standard errors of their
-    difference (two-proportion z-test, with the shares pooled)."""
-    (one, many), (other, others) = ((share, max(1.0, number)) for share, number in (first, second))
-    pooled = (one * many + other * others) / (many + others)
-    return abs(one - other) < ERRORS * math.sqrt(pooled * (1 - pooled) * (1 / many + 1 / others))
+def chance(old: tuple[float, float], new: tuple[float, float]) -> float:
+    """The chance that the new one's part, each given as ``(part, number)``, is so large or larger when both parts
+    together fall on the two numbers by lot (Fisher's exact test, one-sided)."""
+    (some, many), (others, number) = ((round(max(0, min(pair))), round(max(0, pair[1]))) for pair in (old, new))
+    parts, all_ways = some + others, log_ways(many + number, some + others)
+    tail = range(others, min(parts, number) + 1)
+    return sum(math.exp(log_ways(number, k) + log_ways(many, parts - k) - all_ways) for k in tail)
+
+
+def log_ways(number: int, part: int) -> float:
+    """The logarithm of the ways to choose ``part`` of ``number``: of many requests they are too large a number."""
+    return math.lgamma(number + 1) - math.lgamma(part + 1) - math.lgamma(number - part + 1)
 
 
 def too_few(old: Shares, new: Shares) -> str:

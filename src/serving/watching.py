@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from src.serving.shares import Counts, Doubt, Shares, count_answers, count_doubt
 
 TURN, SHORTEST = 5.0, 0.5  # seconds in which a canary and the old version are the default once each; of one of them
 PAUSE = 0.05  # seconds between two requests of ours
+LOOK = 1.0  # seconds between two looks at the old version while we ask nothing
 REPORTED = 1.0  # seconds after which workers have told what they answered; REPORT_EVERY of src/inference/report.py
 
 
@@ -33,6 +35,11 @@ class Watch(NamedTuple):
     stages: tuple[float, ...] = (1.0,)
 
 
+def turn(share: float) -> float:
+    """The seconds in which a version with this share of the time and the old one are the default once each."""
+    return max(TURN, SHORTEST / min(share, 1 - share)) if share < 1 else TURN
+
+
 @dataclass
 class Trial:
     """A new version beside the old one, both READY; ``run`` and ``items``: the server's folder and the golden set."""
@@ -43,6 +50,7 @@ class Trial:
     old: str
     new: str
     say: Callable
+    sent: int = 0  # our requests in this turn of the new version
 
     def introduce(self, watch: Watch, before: Shares) -> None:
         """Make the new version the default, stage by stage; ``before``: of the requests before that, to the old one.
@@ -68,13 +76,12 @@ class Trial:
         """
         old, tried, alone, own = before, Counts(), Counts(), Doubt()
         begun = {version: count_doubt(self.service, version) for version in (self.old, self.new)}
-        turn = max(TURN, SHORTEST / min(share, 1 - share)) if share < 1 else TURN
-        items, deadline = cycle(self.items), time.monotonic() + seconds
+        both, items, deadline = turn(share), cycle(self.items), time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            counts, doubt = self.try_new(items, min(share * turn, left), self.old if share < 1 else self.new)
+            counts, doubt = self.try_new(items, min(share * both, left), self.old if share < 1 else self.new)
             tried, own = tried.plus(counts), own.plus(doubt)
             if share < 1:
-                alone = alone.plus(self.leave_old(min((1 - share) * turn, max(0.0, deadline - time.monotonic()))))
+                alone = alone.plus(self.leave_old(min((1 - share) * both, max(0.0, deadline - time.monotonic()))))
                 old = shares(alone)
             self.check(worse(old, shares(tried)._replace(seconds=0.0)))  # a pause is long in a turn, not in a stage
         time.sleep(REPORTED)
@@ -97,20 +104,29 @@ class Trial:
     def try_new(self, items: Iterator[Item], seconds: float, then: str) -> tuple[Counts, Doubt]:
         """The new version is the default for ``seconds``, and ``then`` is, however long it takes to answer us.
 
-        Returns what came meanwhile, without our requests, and the doubt in the answers to those.
+        Returns what came until then, without our requests, and the doubt in the answers to those. The mean time is of
+        what was answered before the last of them was: at the end of a short turn slow answers are still on their way.
         """
-        begun, over = count_answers(self.service), threading.Event()
+        begun, over, self.sent = count_answers(self.service), threading.Event(), 0
         self.set_default(self.new)
         with ThreadPoolExecutor(1) as asking:
             asked = asking.submit(self.ask_new, items, over)
             try:
                 wait([asked], seconds)
-            finally:
                 over.set()
-            self.set_default(then)
-            own, took = asked.result()
-        ours = Counts(requests=own.answers, seconds=took)
-        return count_answers(self.service).minus(begun).minus(ours), own
+                self.set_default(then)
+                came, sent = count_answers(self.service).minus(begun), self.sent
+                own, took = asked.result()
+            except BaseException:  # the executor waits for the new version's answer; the old one is to serve meanwhile
+                over.set()
+                with suppress(OSError, RuntimeError, ValueError):  # whoever goes back tries again
+                    self.set_default(self.old)
+                raise
+        ended = count_answers(self.service).minus(begun).minus(Counts(own.answers, seconds=took))
+        if then == self.new:
+            return ended, own
+        others = came.minus(Counts(sent))
+        return replace(others, seconds=ended.seconds * others.requests / max(1.0, ended.requests)), own
 
     def ask_new(self, items: Iterator[Item], over: threading.Event) -> tuple[Doubt, float]:
         """Ask the new version for ``items``, and whether it is ready, until it is ``over``; return the doubt in its
@@ -119,14 +135,20 @@ class Trial:
         while not over.wait(PAUSE):
             self.service = with_valid_keys(self.service, self.run)
             check_ready(self.service, self.new)
-            begun = time.perf_counter()
+            self.sent, begun = self.sent + 1, time.perf_counter()
             (answer,) = answer_golden(self.service, [next(items)], self.new)
             took += time.perf_counter() - begun
             own = own.plus(Doubt(1, bool(answer.get("uncertain"))))
         return own, took
 
     def leave_old(self, seconds: float) -> Counts:
-        """The old version, the default again, is left alone for ``seconds``; return what came meanwhile."""
-        begun = count_answers(self.service)
-        time.sleep(seconds)
+        """The old version, the default again, is left alone for ``seconds``; return what came meanwhile.
+
+        Raises NotReady or OSError when it, or the server, is gone: whoever starts that again waits for our lock.
+        """
+        begun, deadline = count_answers(self.service), time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.service = with_valid_keys(self.service, self.run)
+            check_ready(self.service, self.old)
+            time.sleep(min(LOOK, left))
         return count_answers(self.service).minus(begun)

@@ -36,6 +36,9 @@ class RunFolder(Callback):
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"][callback.state_key]
             checkpoint["callbacks"][callback.state_key] = moved(state, self.folder)
+        for callback in trainer.early_stopping_callbacks:
+            if state := checkpoint["callbacks"].get(callback.state_key):
+                checkpoint["callbacks"][callback.state_key] = with_patience(state, callback.patience)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -59,13 +62,20 @@ def moved(state: dict, folder: Path) -> dict:
     return state | paths | {"best_k_models": models, "dirpath": str(folder)}
 
 
-def check_resumable(folder: Path, card: ModelConfig, recipe: dict) -> None:
-    """The run in ``folder`` can go on with this config. Raises ValueError that names what differs, or is damaged, and
-    FileNotFoundError for what is missing."""
+def with_patience(state: dict, patience: int) -> dict:
+    """The ``state`` of an EarlyStopping with the ``patience`` of today; it counts from 0 again where that has grown."""
+    return state | {"patience": patience} | ({"wait_count": 0} if patience > state["patience"] else {})
+
+
+def check_resumable(folder: Path, card: ModelConfig, recipe: dict) -> dict:
+    """The recipe that the run in ``folder``, which can go on with this config, began with.
+
+    Raises ValueError that names what differs, or is damaged, and FileNotFoundError for what is missing.
+    """
     before = asdict(ModelConfig.load(folder / CONFIG_NAME))
-    now = asdict(card)
+    now, begun = asdict(card), load_recipe(folder)
     changed = [(key, before[key], now[key]) for key in IN_CARD if before[key] != now[key]]
-    for key, old, new in changed + differences(load_recipe(folder), recipe):
+    for key, old, new in changed + differences(begun, recipe):
         raise ValueError(
             f"{key} is {new!r}, but the run in {folder} began with {old!r}; "
             "go on with the same, or start a new run without training.resume"
@@ -77,6 +87,7 @@ def check_resumable(folder: Path, card: ModelConfig, recipe: dict) -> None:
         raise ValueError(
             f"{folder / LAST_NAME} is damaged ({error}); start a new run without training.resume"
         ) from error
+    return begun
 
 
 class History(Callback):

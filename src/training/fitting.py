@@ -25,13 +25,12 @@ from src.training.callbacks import (
 from src.training.distillation import DistillationLoss, load_teachers
 from src.training.module import ClassifierModule
 from src.training.predictions import warn_of_other_data
-from src.training.recipe import recipe_of
+from src.training.recipe import FIRST_WEIGHTS, recipe_of
 from src.training.tracking import RunLogger, git_commit, open_run, read_run_id
 from src.training.triplet_module import TripletModule
 
 MONITORS = ("val_accuracy", "val_f1", "val_loss")
 OBJECTIVES = {"classification": ClassifierModule, "triplet": TripletModule}
-FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +75,11 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     module = build_module(model, config, card)
     if training.compile:
         model.network.compile()
-    data = ImageDataModule(config)
     best, last = checkpoint_callbacks(config)
     recipe = recipe_of(config)
     resume_from = f"{last.dirpath}/{LAST_NAME}" if training.resume else None
-    if resume_from:
-        check_resumable(Path(config.paths.checkpoints), card, recipe)
+    begun = check_resumable(Path(config.paths.checkpoints), card, recipe) if resume_from else recipe
+    data = ImageDataModule(config, begun["training"]["epochs"])
     folder, history = RunFolder(last.dirpath, card, recipe, training.resume), History()
     trainer = build_trainer(config, [folder, history, *optional_callbacks(config), best, last])
     run = open_run(config, read_run_id(last.dirpath) if resume_from else None, tags)

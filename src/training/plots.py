@@ -46,6 +46,11 @@ def plot_history(history: list[dict[str, float]], folder: Path) -> list[Path]:
     return paths
 
 
+def literal(names: list[str]) -> list[str]:
+    """``names`` as Matplotlib shows them unchanged: between two dollars it would read a formula."""
+    return [name.replace("$", r"\$") for name in names]
+
+
 def plot_confusion(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
     """``matrix``: int (classes, classes), rows are true classes. Shares by row as colour, counts as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +60,9 @@ def plot_confusion(matrix: np.ndarray, class_names: list[str], path: Path) -> No
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))
     small = min(10.0, 60 * size / len(class_names))  # points: a line a class
-    axes.set_xticks(ticks, class_names, rotation=45 if small == 10 else 90, ha="right", fontsize=small)
-    axes.set_yticks(ticks, class_names, fontsize=small)
+    names = literal(class_names)
+    axes.set_xticks(ticks, names, rotation=45 if small == 10 else 90, ha="right", fontsize=small)
+    axes.set_yticks(ticks, names, fontsize=small)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (test images)")
     if len(class_names) <= 25:
         for row in ticks:
@@ -112,7 +118,7 @@ def plot_images(images: list[np.ndarray], titles: list[str], path: Path) -> None
     """A row of images, each uint8 (C, H, W) with C 1 or 3, under their titles."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, row = plt.subplots(1, len(images), figsize=(1.8 * len(images), 2.2), layout="constrained", squeeze=False)
-    for axes, image, title in zip(row[0], images, titles, strict=True):
+    for axes, image, title in zip(row[0], images, literal(titles), strict=True):
         axes.imshow(image.transpose(1, 2, 0), cmap="gray" if len(image) == 1 else None, vmin=0, vmax=255)
         axes.set_title(title, fontsize=8)
         axes.axis("off")

@@ -14,6 +14,9 @@ FREE = (
     "accelerator", "devices", "nodes", "strategy", "precision", "compile",
 )  # fmt: skip
 LENGTH = ("epochs", "restarts")
+FIRST_WEIGHTS = ("pretrained", "weights")  # where a network's weights come from before it is trained
+SECTIONS = ("model", "augmentation", "training", "data")
+NEWER = ("model.", "data.statistics")  # keys that the recipes of older runs lack
 
 
 def recipe_of(config) -> dict:
@@ -21,7 +24,11 @@ def recipe_of(config) -> dict:
     sections = to_dict(config)
     recipe = {key: sections[key] for key in ("name", "seed", "augmentation", "training")}
     recipe["training"].pop("resume")  # the same model, in one go or in several
-    return recipe | {"data": {"limit": sections["data"]["limit"]}}
+    recipe["data"] = {key: sections["data"][key] for key in ("limit", "statistics")}
+    network = config.model.architecture
+    arguments = sections["model"].get(network, {})
+    first = {f"{network}.{key}": arguments[key] for key in FIRST_WEIGHTS if key in arguments}
+    return recipe | ({"model": first} if first else {})
 
 
 def load_recipe(folder: str | Path) -> dict:
@@ -48,7 +55,9 @@ def differences(begun: dict, now: dict) -> list[tuple[str, object, object]]:
     return [
         (key, before.get(key), value)
         for key, value in after.items()
-        if key.removeprefix("training.") not in FREE and before.get(key) != value
+        if key.removeprefix("training.") not in FREE
+        and before.get(key) != value
+        and (key in before or not key.startswith(NEWER))
     ]
 
 
@@ -63,7 +72,7 @@ def gone_on(begun: dict, now: dict, epoch: int) -> dict:
 
 def flat(recipe: dict) -> dict:
     """``recipe`` with dotted keys, as overrides are written; without the parts of a run that went on."""
-    values = {key: value for key, value in recipe.items() if key not in ("augmentation", "training", "data", "resumed")}
-    for section in ("augmentation", "training", "data"):
+    values = {key: value for key, value in recipe.items() if key not in (*SECTIONS, "resumed")}
+    for section in SECTIONS:
         values |= {f"{section}.{key}": value for key, value in recipe.get(section, {}).items()}
     return values

@@ -20,6 +20,7 @@ import tempfile
 
 import numpy as np
 import optuna
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
@@ -77,9 +78,13 @@ def read_space(config) -> dict[str, list[str]]:
     for key, values in settings["space"].items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"sweep.space: {key} is {values!r}; write a list such as [0.1, 0.2]")
-    return {
+    space = {
         key: [json.dumps(value, ensure_ascii=False) for value in values] for key, values in settings["space"].items()
     }
+    for key, values in space.items():
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+            raise ConfigError(f"sweep.space: {key} has {', '.join(twice)} more than once; name each value once")
+    return space
 
 
 def open_study(config, space: dict[str, list[str]]) -> optuna.Study:
@@ -200,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, config = parse_config(config_parser(__doc__.splitlines()[0]), argv)
     try:
         rows = sweep(arguments.config, arguments.overrides)
-    except (OSError, ValueError, MlflowException) as error:
+    except (OSError, ValueError, MlflowException, MisconfigurationException) as error:
         logger.error("error: %s", error)
         return 1
     except KeyboardInterrupt:
