@@ -116,7 +116,7 @@ def write_results(tables: list[str], failed: dict, arguments: argparse.Namespace
         "Ratio: requests/s against this project in the same round. Memory: PSS of all the server's processes after the",
         "load, 10^6 bytes. Cold start: from the start of the process to the first correct answer. The stock handler",
         "runs eager PyTorch with TorchServe's own settings; the others run this project's Predictor on its runtime.",
-        "", "Versions: " + "; ".join(dict.fromkeys(version_of(name) for name in arguments.only if name in NAMES)) + ".",
+        "", "Versions: " + "; ".join(dict.fromkeys(version_of(name) for name in NAMES)) + ".",
     ]  # fmt: skip
     lines += [f"\nNot measured: {name}, because {reason.splitlines()[0]}" for name, reason in failed.items()]
     write_page(PAGE, "serving.py", lines)

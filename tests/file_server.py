@@ -14,8 +14,8 @@ class FileServer(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes]):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, files: dict[str, bytes], handler: type[http.server.BaseHTTPRequestHandler]):
+        super().__init__(("127.0.0.1", 0), handler)
         self.files = files
         self.faults: dict[str, list] = defaultdict(list)
         self.requests: list[tuple[str, str | None]] = []  # (name, Range header)
@@ -51,9 +51,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(files: dict[str, bytes]):
+def serve(files: dict[str, bytes], handler: type[http.server.BaseHTTPRequestHandler] = Handler):
     """A running FileServer, stopped at the end."""
-    server = FileServer(files)
+    server = FileServer(files, handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

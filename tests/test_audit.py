@@ -1,50 +1,29 @@
 """scripts/audit.py: its exit status, with an advisory service of the test's own in place of api.osv.dev."""
 
-import http.server
 import json
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, edited, run_script
+from tests.file_server import Handler, serve
 
 HOLE = {"id": "TEST-1", "summary": "found", "affected": [{"package": {"name": "numpy", "ecosystem": "PyPI"}}]}
+ADVISORY = "v1/vulns/GHSA-8fxr-qfr9-p34w"  # the one that the script asks for to see whether the service answers
 NOBODY = "http://127.0.0.1:1"
 
 
-class Advisories(http.server.BaseHTTPRequestHandler):
-    """Knows one hole, in numpy, if its server has ``hole``."""
-
-    def do_GET(self) -> None:
-        self.answer({})
+class Advisories(Handler):
+    """Answers a question about a package with the file of its name; without one nothing is known of it."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
-        self.answer({"vulns": [HOLE]} if self.server.hole and asked == "numpy" else {})
-
-    def answer(self, document: dict) -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps(document).encode())
-
-    def log_message(self, *arguments) -> None:
-        """Quiet."""
-
-
-@contextmanager
-def advisories(hole: bool) -> Iterator[str]:
-    """The address of a service."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
-        server.hole = hole
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        self.wfile.write(self.server.files.get(asked, b"{}"))
 
 
 @pytest.fixture
@@ -78,7 +57,8 @@ def test_where_the_service_does_not_answer_only_our_code_counts(checkout):
 
 @pytest.mark.parametrize("hole", [False, True])
 def test_a_package_with_a_hole_counts(hole, checkout):
-    with advisories(hole) as service:
-        done = audit(checkout, service)
+    known = {"numpy": json.dumps({"vulns": [HOLE]}).encode()} if hole else {}
+    with serve({ADVISORY: b"{}"} | known, Advisories) as service:
+        done = audit(checkout, service.url)
     assert done.returncode == hole, done.stdout + done.stderr
     assert done.stdout.count("TEST-1") == 2 * hole, "the training environment has it, and a server"

@@ -93,12 +93,10 @@ def walk_items(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
     items, others, strays = [], [], []
     for base, names, files in walk(root):
         folder = Path(base)
-        names[:] = [name for name in names if not name.startswith(".")]
         items += [folder / name for name in names if name.startswith("id_")]
         names[:] = [name for name in names if not name.startswith("id_")]
         others.append(folder)
-        images = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
-        strays += [folder / name for name in images if not name.startswith(".")]
+        strays += [folder / name for name in files if Path(name).suffix.lower() in EXTENSIONS]
     return sorted(items), sorted(others), sorted(strays)
 
 

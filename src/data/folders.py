@@ -187,12 +187,20 @@ def list_classes(root: Path) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """``os.walk``, also behind links. Raises OSError for a folder that cannot be listed."""
+    """``os.walk``, also behind links, but for hidden files and folders. Raises OSError for a folder that cannot be
+    listed."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    return os.walk(folder, onerror=fail, followlinks=True)
+    for base, names, files in os.walk(folder, onerror=fail, followlinks=True):
+        names[:] = visible(names)
+        yield base, names, visible(files)
+
+
+def visible(names: list[str]) -> list[str]:
+    """Those that do not begin with a dot."""
+    return [name for name in names if not name.startswith(".")]
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -201,11 +209,8 @@ def files_below(folder: Path) -> list[Path]:
 
     Raises OSError for a folder that cannot be listed; a missing one holds nothing.
     """
-    found = []
-    for base, names, files in walk(folder) if folder.is_dir() else ():
-        names[:] = [name for name in names if not name.startswith(".")]
-        found += [Path(base, name) for name in files if not name.startswith(".")]
-    return sorted(found)
+    found = walk(folder) if folder.is_dir() else ()
+    return sorted(Path(base, name) for base, _, files in found for name in files)
 
 
 def list_files(root: Path, class_names: list[str]) -> list[ImageFile]:

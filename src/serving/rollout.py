@@ -159,10 +159,9 @@ def staff(service: Service, name: str, version: str, wanted: int) -> int:
 def judge(service: Service, run: Path, items: list[Item], old: str, new: str, say: Callable) -> int:
     """Warm ``new`` up and compare its answers on the golden set with those of ``old``; return how many requests that
     took. Raises RolloutError."""
-    *_, answers, before = [
-        answer_golden(with_valid_keys(service, run), items, version) for version in (*[new] * WARM_UP, old)
-    ]
-    good, line = compare(items, before, answers)
+    for _ in range(WARM_UP):
+        answers = answer_golden(with_valid_keys(service, run), items, new)
+    good, line = compare(items, answer_golden(with_valid_keys(service, run), items, old), answers)
     say(line)
     if not good:
         raise RolloutError(f"version {new} is worse than {old} on the {line}")
