@@ -45,7 +45,7 @@ def is_on_black(image: Image.Image, size: tuple[int, int]) -> bool:
 
 def keep_on_black(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """An image on black as ``L``: untouched when shaped like ``size``, or else fitted into it, black around it."""
-    image = image.convert("L")
+    image = image if image.mode == "L" else image.convert("L")  # which would copy it
     if image.width * size[1] == image.height * size[0]:
         return image
     return centred(fitted(image, size, resample), size, 0)

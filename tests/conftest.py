@@ -219,6 +219,7 @@ def tiny_overrides(drawn, mlflow_store, tmp_path) -> list[str]:
         f"tracking.experiment=test-{tmp_path.parent.name}-{tmp_path.name}",
         "model.resnet.widths=[8,16]",
         "model.resnet.blocks=[0,0]",
+        "model.resnet.early_exits=[]",
         "training.epochs=2",
         "training.batch_size=32",
         "training.ema_decay=null",  # too few steps for an average

@@ -111,7 +111,8 @@ def test_an_unknown_key_cannot_be_read_or_written():
 
 
 def test_flatten_has_one_level_and_keeps_lists_and_empty_sections():
-    config = load_config(CONFIG, ["~model.resnet.widths", "~model.resnet.blocks", "~model.resnet.dropout"])
+    keys = ("widths", "blocks", "dropout", "early_exits")
+    config = load_config(CONFIG, [f"~model.resnet.{key}" for key in keys])
     flat = flatten(config)
     assert flat["training.epochs"] == config.training.epochs
     assert flat["sweep.space.training.optimizer"] == ["sgd", "adamw"]

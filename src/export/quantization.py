@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from src.inference.onnx_runtime import OnnxRuntime
+from src.models.early_exit import NEVER
 from src.training.predictions import in_batches
 
 BATCH = 25  # calibration images whose activations are in memory at once
@@ -69,7 +71,8 @@ def quantize(
     prepared = work / "prepared.onnx"
     # Folds what is constant; batch norm already is in the convolutions.
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    excluded = slow_in_int8(prepared) if form is ONNX_RUNTIME else []
+    thresholds = set_thresholds(prepared, {})
+    excluded = nodes_of(prepared, "Softmax") + (slow_in_int8(prepared) if form is ONNX_RUNTIME else [])
     wanted = in_batches(OnnxRuntime(source), images, 250, source.name)
     scores = {}
     for number, (name, (method, options)) in enumerate(METHODS.items()):
@@ -80,12 +83,33 @@ def quantize(
                 per_channel=True, weight_type=QuantType.QInt8, nodes_to_exclude=excluded,
                 **form | {"extra_options": {"CalibStridedMinMax": 1, **form["extra_options"], **options}},
             )  # fmt: skip
+        set_thresholds(target, thresholds)
         found = in_batches(OnnxRuntime(target), images, 250, name)
         right, error = int((found.argmax(1) == labels).sum()), float(np.sqrt(((found - wanted) ** 2).mean()))
         logger.info("INT8 by %s: %d of %d right, logits differ by %.4f (RMS)", name, right, len(images), error)
         scores[name] = (-right, error, target)
     best = min(scores, key=scores.get)
     return scores[best][2], f"{best} of {len(calibration)} images"
+
+
+def set_thresholds(path: Path, values: dict[str, float]) -> dict[str, float]:
+    """Give the early exits in an ONNX file the thresholds ``values``, by name, or NEVER; return those it had.
+
+    Without early exits every image of a batch goes all the way, so that each layer is calibrated on something.
+    """
+    model, found = onnx.load(path), {}
+    for item in model.graph.initializer:
+        if item.name.endswith(".threshold"):
+            found[item.name] = float(numpy_helper.to_array(item))
+            value = np.array(values.get(item.name, NEVER), np.float32)
+            item.CopyFrom(numpy_helper.from_array(value, item.name))
+    onnx.save(model, path)
+    return found
+
+
+def nodes_of(path: Path, kind: str) -> list[str]:
+    """The names of the nodes of one operator."""
+    return [node.name for node in onnx.load(path).graph.node if node.op_type == kind]
 
 
 def slow_in_int8(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from src.serving.tls import CertificateError
 
 RUN = Path("torchserve/.run")  # what run_torchserve.sh leaves there: key_file.json, management_url, tls/certificate.pem
 ON_ITS_WAY = timedelta(seconds=5)
+BEING_WRITTEN = 1.0  # seconds for which the file may be half of one: TorchServe writes it in place
 
 
 class TokenError(RuntimeError):
@@ -48,10 +50,14 @@ def read_keys(run: Path) -> dict:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise TokenError(f"{path} has mode {mode:o}, so others may know the keys; start the server again")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise TokenError(f"{path} is not whole ({error}); try again, or start the server again") from error
+    deadline = time.monotonic() + BEING_WRITTEN
+    while True:
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            if time.monotonic() > deadline:
+                raise TokenError(f"{path} is not whole ({error}); start the server again") from error
+            time.sleep(BEING_WRITTEN / 20)
 
 
 def has_expired(key: dict[str, str]) -> bool:

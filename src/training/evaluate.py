@@ -25,6 +25,7 @@ from src.data.datamodule import prepared_hash
 from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.models import load_model
+from src.models.early_exit import no_early_exits
 from src.models.config import WEIGHTS_NAME
 from src.training.calibration import expected_calibration_error, kept_metrics, reliability
 from src.training.pages import measured_model, write_json
@@ -44,6 +45,7 @@ AT_LEAST = (
 )
 AT_MOST = ("expected_calibration_error",)
 TARGETS = AT_LEAST + AT_MOST
+COUNTED = 1000  # images whose multiply-adds are counted where early exits make them differ
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,11 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
     metrics["model_size_mb"] = round((Path(model_path) / (FILES[runtime] or WEIGHTS_NAME)).stat().st_size / 1e6, 3)
     model, _ = load_model(model_path)
     metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    metrics["multiply_adds"] = multiply_adds(model, images[:1])
+    with no_early_exits(model):
+        metrics["multiply_adds"] = multiply_adds(model, images[:1])
+    if getattr(model.network, "exits", None):
+        few = images[:COUNTED]
+        metrics["mean_multiply_adds"] = multiply_adds(model, few) // len(few)
     metrics["targets_missed"] = missed_targets(metrics, config.evaluation.targets)
     metrics["model"] = measured_model(model_path, runtime)
     metrics["data_hash"] = prepared_hash(config.paths.metrics)
@@ -126,10 +132,10 @@ def latency_ms(predictor: Predictor, images: np.ndarray, count: int = 200) -> fl
 
 
 @torch.no_grad()
-def multiply_adds(model: torch.nn.Module, image: np.ndarray) -> int:
-    """Multiply-adds of convolutions and linear layers for one ``image``, uint8 (1, C, H, W)."""
+def multiply_adds(model: torch.nn.Module, images: np.ndarray) -> int:
+    """Multiply-adds of convolutions and linear layers for all of ``images``, uint8 (N, C, H, W)."""
     with FlopCounterMode(display=False) as counter:
-        model(torch.from_numpy(image).to(next(model.parameters()).device))
+        model(torch.from_numpy(images).to(next(model.parameters()).device))
     return counter.get_total_flops() // 2
 
 

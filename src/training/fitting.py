@@ -64,14 +64,8 @@ def fit(config, tags: dict[str, str] | None = None) -> Fitted:
     check_prepared(config)
     training = config.training
     L.seed_everything(config.seed, workers=True, verbose=False)
-    card, info = describe_model(config), load_data_info(config.paths.metrics)
-    # Weights that are replaced at once need no download.
-    arguments = card.architecture_args if training.start_from or training.resume else architecture_args(config)
-    network = build_network(card.architecture, card.preprocessing.channels, len(card.class_names), **arguments)
-    model = ImageClassifier(network, info["mean"], info["std"])
-    if training.start_from:
-        start_from(model, training.start_from, card)
-    model = model.to(memory_format=torch.channels_last)
+    card = describe_model(config)
+    model = build_model(config, card)
     module = build_module(model, config, card)
     if training.compile:
         model.network.compile()
@@ -132,6 +126,21 @@ def check_training(config) -> None:
         )
 
 
+def build_model(config, card: ModelConfig) -> ImageClassifier:
+    """The model that a training begins with: random, or ``training.start_from``'s.
+
+    Raises FileNotFoundError when the data is not prepared, ModelError and ValueError as ``start_from`` does.
+    """
+    training, info = config.training, load_data_info(config.paths.metrics)
+    # Weights that are replaced at once need no download.
+    arguments = card.architecture_args if training.start_from or training.resume else architecture_args(config)
+    network = build_network(card.architecture, card.preprocessing.channels, len(card.class_names), **arguments)
+    model = ImageClassifier(network, info["mean"], info["std"])
+    if training.start_from:
+        start_from(model, training.start_from, card)
+    return model.to(memory_format=torch.channels_last)
+
+
 def build_module(model: ImageClassifier, config, card: ModelConfig) -> ClassifierModule:
     """The LightningModule of ``training.objective``, with the teachers if there are any."""
     arguments = (model, config.training, len(card.class_names), config.seed)
@@ -145,19 +154,28 @@ def build_module(model: ImageClassifier, config, card: ModelConfig) -> Classifie
 
 
 def start_from(model: ImageClassifier, folder: str, card: ModelConfig) -> None:
-    """Give ``model`` the weights of the trained one in ``folder``; its mean and std stay those of the data.
+    """Give ``model`` the weights of the trained one in ``folder``; its mean and std stay those of the data, and its
+    early exits are taught when it is trained.
 
-    Raises ModelError, and ValueError when the two differ in more than what they were trained on.
+    Raises ModelError, and ValueError when the two differ in more than that and what they were trained on.
     """
     trained, found = load_model(folder)
     for name in ("architecture", "architecture_args", "class_names", "preprocessing"):
-        if getattr(found, name) != getattr(card, name):
+        there, here = (without_exits(getattr(config, name)) for config in (found, card))
+        if there != here:
             raise ValueError(
-                f"training.start_from names {folder}, whose {name} is {getattr(found, name)}; this run's is "
-                f"{getattr(card, name)}: choose a model of the same kind, or train from scratch"
+                f"training.start_from names {folder}, whose {name} is {there}; this run's is {here}: choose a model of "
+                "the same kind, or train from scratch"
             )
     warn_of_other_data(folder, found, card.data_hash)
-    model.network.load_state_dict(trained.network.state_dict())
+    weights = {name: value for name, value in trained.network.state_dict().items() if not name.startswith("exits.")}
+    early = {name: value for name, value in model.network.state_dict().items() if name.startswith("exits.")}
+    model.network.load_state_dict(weights | early)
+
+
+def without_exits(value):
+    """``value``, if a dict without its key early_exits."""
+    return {k: v for k, v in value.items() if k != "early_exits"} if isinstance(value, dict) else value
 
 
 def architecture_args(config) -> dict:

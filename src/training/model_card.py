@@ -89,10 +89,12 @@ def what_it_is(card: ModelConfig, metrics: dict) -> str:
     arguments = ", ".join(f"{key} {value}" for key, value in card.architecture_args.items())
     spec = card.preprocessing
     colour = "gray" if spec.channels == 1 else "RGB"
+    mean = metrics.get("mean_multiply_adds")
+    early = f" ({mean / 1e6:.1f} million in the mean: easy images leave early)" if mean else ""
     return (
         f"A classifier of product images into {len(card.class_names)} categories: {', '.join(card.class_names)}.\n\n"
         f"Architecture `{card.architecture}` ({arguments}): {metrics['parameters']:,} parameters, "
-        f"{metrics['multiply_adds'] / 1e6:.1f} million multiply-adds an image, {metrics['model_size_mb']} MB. "
+        f"{metrics['multiply_adds'] / 1e6:.1f} million multiply-adds an image{early}, {metrics['model_size_mb']} MB. "
         f"Input: {spec.height}x{spec.width} pixels, {colour}. Trained at commit `{card.git_commit[:12]}`."
     )
 

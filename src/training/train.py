@@ -1,7 +1,8 @@
 """Train a classifier: ``python src/training/train.py --config configs/config.yaml [key=value ...]``.
 
 Reads what src/data/prepare.py wrote; leaves models/best_model, models/final_model, plots/, logs/training.log and an
-MLflow run. ``training.resume=true`` goes on with an interrupted run.
+MLflow run. ``training.resume=true`` goes on with an interrupted run. ``--exits-only FOLDER`` trains the early exits of
+the model in FOLDER, and nothing else.
 """
 
 import sys
@@ -13,16 +14,20 @@ if __name__ == "__main__":
 import logging
 from dataclasses import replace
 
+import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
 
 from src.config import config_parser, parse_config
+from src.data.datamodule import ImageDataModule, check_prepared
 from src.models import ImageClassifier, ModelConfig, save_model
 from src.models.storage import weights_sha256
 from src.training.calibration import check_kept_accuracy, fit_card
-from src.training.fitting import Fitted, describe_model, fit, is_main_process
+from src.training.early_exits import fit_early_exits
+from src.training.fitting import build_model, build_module, build_trainer, describe_model, fit, is_main_process
+from src.training.module import ClassifierModule
 from src.training.plots import plot_history, save_history
 from src.training.recipe import copy_recipe
 from src.training.tracking import log_results
@@ -35,7 +40,7 @@ def train(config) -> dict[str, float]:
 
     Raises FileNotFoundError when the data is not prepared, ValueError for a value that cannot be used.
     """
-    kept_accuracy = check_kept_accuracy(config.training.kept_accuracy)
+    check_kept_accuracy(config.training.kept_accuracy)
     log = Path(config.paths.logs) / "training.log"
     before = log.stat().st_size if log.is_file() else 0  # it is every run's, one after the other
     fitted = fit(config)
@@ -51,7 +56,9 @@ def train(config) -> dict[str, float]:
         # Not from elsewhere: this run wrote the checkpoint.
         state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]  # nosec B614
         fitted.module.load_state_dict(state)
-        metrics = _evaluate_and_save(config, fitted, card, folder, kept_accuracy)
+        metrics = finish(config, fitted.module, fitted.data, fitted.trainer, card, folder)
+        if is_main_process():
+            copy_recipe(config.paths.checkpoints, folder)
     if not is_main_process():
         return metrics
     plots = Path(config.paths.plots)
@@ -74,19 +81,41 @@ def train(config) -> dict[str, float]:
     return metrics
 
 
-def _evaluate_and_save(
-    config, fitted: Fitted, card: ModelConfig, folder: str, kept_accuracy: float
+def finish(
+    config, module: ClassifierModule, data: ImageDataModule, trainer: L.Trainer, card: ModelConfig, folder: str
 ) -> dict[str, float]:
-    """Measure validation and test, calibrate on validation, save to ``folder``; return the metrics."""
-    module, data, trainer = fitted.module, fitted.data, fitted.trainer
+    """Teach the early exits, measure validation and test, calibrate on validation, save to ``folder``; return the
+    metrics."""
+    model, training, validation = module.model, data.datasets["train"], data.datasets["validation"]
+    if getattr(model.network, "exits", None):
+        mirrored = config.augmentation.horizontal_flip
+        shares = fit_early_exits(model, training.images, validation.images, mirrored, config.seed)
+        said = ", ".join(f"{share:.1%}" for share in shares)
+        logger.info("of the validation images leave early: %s (%s)", said, folder)
     metrics = trainer.validate(module, data, verbose=False)[0] | trainer.test(module, data, verbose=False)[0]
-    logits, labels = predict_logits(module.model, data.datasets["validation"])
+    logits, labels = predict_logits(model, validation)
     values = {name: round(float(value), 6) for name, value in metrics.items()}
-    card = fit_card(replace(card, metrics=values), logits, labels, kept_accuracy)
+    card = fit_card(replace(card, metrics=values), logits, labels, config.training.kept_accuracy)
     if is_main_process():
-        save_model(folder, module.model, card)
-        copy_recipe(config.paths.checkpoints, folder)
+        save_model(folder, model, card)
     return values
+
+
+def fit_exits_only(config, folder: str) -> dict[str, float]:
+    """Give the trained model in ``folder`` the early exits that ``config`` asks for, and return its metrics.
+
+    Raises ModelError, FileNotFoundError when the data is not prepared, ValueError for a model of another kind or data.
+    """
+    check_kept_accuracy(config.training.kept_accuracy)
+    check_prepared(config)
+    config.training.start_from = folder
+    card = describe_model(config)
+    model = build_model(config, card)
+    if not getattr(model.network, "exits", None):
+        raise ValueError("the config asks for no early exits; set model.resnet.early_exits, for example to [2, 3]")
+    data = ImageDataModule(config)
+    data.setup("fit")
+    return finish(config, build_module(model, config, card), data, build_trainer(config, []), card, folder)
 
 
 @torch.inference_mode()
@@ -101,6 +130,7 @@ def predict_logits(model: ImageClassifier, dataset, batch_size: int = 256) -> tu
 def main(argv: list[str] | None = None) -> int:
     parser = config_parser(__doc__.splitlines()[0])
     parser.add_argument("--verbose", action="store_true", help="show debug messages")
+    parser.add_argument("--exits-only", metavar="FOLDER", help="teach the early exits of this trained model, no more")
     arguments, config = parse_config(parser, argv)
     logs = Path(config.paths.logs)
     try:
@@ -111,7 +141,11 @@ def main(argv: list[str] | None = None) -> int:
             handlers=[logging.StreamHandler(), logging.FileHandler(logs / "training.log")],
         )
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        train(config)
+        if arguments.exits_only:
+            metrics = fit_exits_only(config, arguments.exits_only)
+            logger.info("%s: %s", arguments.exits_only, "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+        else:
+            train(config)
     except (OSError, ValueError, MlflowException, MisconfigurationException) as error:
         logger.error("error: %s", error)
         return 1
