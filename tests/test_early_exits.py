@@ -1,5 +1,6 @@
 """Early exits: what leaves where, how they are taught, and that every runtime lets the same images leave."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,10 @@ def test_a_model_without_exits_gets_them_later(tiny_config, tmp_path):
     assert kept.keys() == before.state_dict().keys()
     assert all(torch.equal(value, before.state_dict()[name]) for name, value in kept.items())
     assert set(taught.metrics) == set(card.metrics)
+    again = shutil.copytree(folder, tmp_path / "again")
+    torch.rand(7)  # what was drawn before decides nothing
+    fit_exits_only(tiny_config(*LONGER, TWO), str(again))
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     train(tiny_config(*LONGER, ONE, f"training.start_from={folder}"))  # and a training may begin there
 
 

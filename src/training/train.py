@@ -108,6 +108,7 @@ def fit_exits_only(config, folder: str) -> dict[str, float]:
     """
     check_kept_accuracy(config.training.kept_accuracy)
     check_prepared(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)
     config.training.start_from = folder
     card = describe_model(config)
     model = build_model(config, card)
