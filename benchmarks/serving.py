@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     choices = [*NAMES, "in-process"]
     parser.add_argument("--only", nargs="+", choices=choices, default=choices, metavar="NAME", help=", ".join(choices))
-    parser.add_argument("--connections", type=int, default=64, help="open at once; default: %(default)s")
+    parser.add_argument("--connections", type=int, default=128, help="open at once; default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="of each server; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--warmup", type=float, default=60, help="seconds, for the JVM; default: %(default)s")

@@ -30,7 +30,7 @@ WORKERS = (1, 2, 3)
 MODEL = {"batchSize": (1, 8, 32, 64), "maxBatchDelay": (0, 1, 2, 5)}
 CONFIG = {"number_of_netty_threads": ("2",), "netty_client_threads": ("2",), "async_logging": ("true",)}
 POOL = "-Djava.util.concurrent.ForkJoinPool.common.parallelism=1"  # what Java itself takes on two processors
-JAVA = ("-XX:+UseG1GC", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=4", POOL)
+JAVA = ("-XX:+UseG1GC", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", POOL)
 FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
 
 

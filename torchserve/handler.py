@@ -150,5 +150,7 @@ class ImageClassifierHandler:
 def is_describe_request(request: dict, headers: dict) -> bool:
     """Whether the management API asks: it marks the request with a header, which a client could send as well, and sends
     no field at all, where a client's request has its body (or is an empty form, if Java takes forms apart)."""
-    form = str(headers.get("content-type", "")).lower().startswith(("multipart/", "application/x-www-form-urlencoded"))
-    return headers.get("describe") == "True" and not request and not form
+    if headers.get("describe") != "True" or request:
+        return False
+    forms = ("multipart/", "application/x-www-form-urlencoded")
+    return not str(headers.get("content-type", "")).lower().startswith(forms)
