@@ -125,9 +125,10 @@ def recipe(card: ModelConfig, used: dict, config) -> str:
         f"`{overrides({'training.resume': True} | {f'training.{key}': part[key] for key in LENGTH})}`"
         for part in parts
     ]
+    exits = " The early exits are taught afterwards." if card.architecture_args.get("early_exits") else ""
     return (
         f"`python src/training/train.py --config configs/config.yaml {command}`, seed {used['seed']}"
-        f"{''.join(going_on)}. The best epoch is chosen on validation.\n\n" + table(["setting", "value"], rows)
+        f"{''.join(going_on)}. The best epoch is chosen on validation.{exits}\n\n" + table(["setting", "value"], rows)
     )
 
 
