@@ -8,6 +8,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -256,6 +257,16 @@ def test_a_rollout_takes_the_servers_keys_by_whatever_name_it_is_called(address,
     (tmp_path / "management_url").write_text("https://127.0.0.1:8081\n")
     service = Service(management=address, management_token="given")
     assert with_valid_keys(service, tmp_path).management_token == key
+
+
+def test_a_key_file_that_is_being_written_is_read_again(tmp_path):
+    keys = keys_in(tmp_path)
+    path = tmp_path / "key_file.json"
+    path.write_text(json.dumps(keys)[:40])
+    writer = threading.Timer(0.2, path.write_text, [json.dumps(keys)])
+    writer.start()
+    assert read_token("inference", tmp_path) == "inf"
+    writer.join()
 
 
 @pytest.mark.parametrize("fault", ["half a key file", "no certificate"])
