@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from src.serving.scaling import do_when_idle, unregister
 from src.serving.tokens import read_token
 
 RETIRE = 30  # seconds to wait until nobody asks for the old version by its number
-RENEWING = threading.Lock()  # of a key that two threads renew at once only the later one is taken
 
 
 def with_valid_keys(service: Service, run: Path) -> Service:
@@ -30,8 +28,7 @@ def with_valid_keys(service: Service, run: Path) -> Service:
     started, asked = urlsplit(address.read_text().strip()), urlsplit(service.management)
     if (asked.scheme, asked.port) != ("https", started.port):
         return service
-    with RENEWING:
-        return replace(service, **{f"{kind}_token": read_token(kind, run) for kind in kinds})
+    return replace(service, **{f"{kind}_token": read_token(kind, run) for kind in kinds})
 
 
 def retire_or_say(service: Service, run: Path, version: str, say: Callable) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from src.serving.tls import CertificateError
 RUN = Path("torchserve/.run")  # what run_torchserve.sh leaves there: key_file.json, management_url, tls/certificate.pem
 ON_ITS_WAY = timedelta(seconds=5)
 BEING_WRITTEN = 1.0  # seconds for which the file may be half of one: TorchServe writes it in place
+RENEWING = threading.Lock()  # of a key that two threads renew at once only the later one is taken
 
 
 class TokenError(RuntimeError):
@@ -31,15 +33,18 @@ def read_token(kind: str, run: Path = RUN, renew: bool = False, management: str 
 
     ``management``: that API's URL, where ``run`` does not hold it.
     """
-    keys = read_keys(run)
-    if renew or has_expired(keys[kind]):
-        os.environ.setdefault("TORCHSERVE_CERTIFICATE", str(run / "tls" / "certificate.pem"))
-        management = management or (run / "management_url").read_text().strip()
-        call(f"{management}/token?type={kind}", token=keys["API"]["key"])
+    with RENEWING:
         keys = read_keys(run)
-        if has_expired(keys[kind]):
-            raise TokenError(f"{run}/key_file.json still holds the old {kind} key; run ./run_torchserve.sh --secure")
-    return keys[kind]["key"]
+        if renew or has_expired(keys[kind]):
+            os.environ.setdefault("TORCHSERVE_CERTIFICATE", str(run / "tls" / "certificate.pem"))
+            management = management or (run / "management_url").read_text().strip()
+            call(f"{management}/token?type={kind}", token=keys["API"]["key"])
+            keys = read_keys(run)
+            if has_expired(keys[kind]):
+                raise TokenError(
+                    f"{run}/key_file.json still holds the old {kind} key; run ./run_torchserve.sh --secure"
+                )
+        return keys[kind]["key"]
 
 
 def read_keys(run: Path) -> dict:
