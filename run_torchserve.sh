@@ -214,7 +214,7 @@ choose_others
 made_of=("$venv/.requirements")  # not requirements.txt, which may be newer than the environment
 if [[ $mode == docker ]]; then made_of=(torchserve/{requirements.txt,Dockerfile,entrypoint.py,healthcheck.py}); fi
 settings=$(cat "$run/next.properties" ${certificate:+"$certificate" "$private_key"} "${made_of[@]}" \
-    torchserve/metrics.yaml torchserve/log4j2.xml torchserve/java/HttpPostRequestDecoder.java | sha256sum)
+    torchserve/metrics.yaml torchserve/log4j2.xml torchserve/java/*.java | sha256sum)
 state="$mode $secure $ports ${names[*]} $settings"
 as_started() {
     local name path

@@ -23,7 +23,7 @@ NAMES = {
     "mlflow": "MLflow",
     "ray": "Ray Serve",
 }
-STOCK_MODEL = {"batchSize": 1, "maxBatchDelay": 100}  # TorchServe's own defaults
+STOCK_MODEL = {"batchSize": 1, "maxBatchDelay": 100, "continuousBatching": False}  # TorchServe's own defaults
 
 
 def make_environment(name: str) -> Path:

@@ -32,7 +32,7 @@ class Setting:
 
     model: dict = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)
-    shipped_config: bool = True  # False: none of torchserve/config.properties, TorchServe's own defaults
+    shipped_config: bool = True  # False: none of torchserve/config.properties and torchserve/java, TorchServe's own
     log_config: Path | None = SHIPPED_LOG  # None: TorchServe's own
     handler: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
@@ -69,6 +69,8 @@ def prepare(setting: Setting, folder: Path) -> tuple[Launch, dict[str, str]]:
     lines = read_properties(PROPERTIES.read_text(), PROPERTIES.name) if setting.shipped_config else {}
     if setting.shipped_config:
         lines["metrics_config"] = str(ROOT / "torchserve" / "metrics.yaml")
+        for name in ("io", "org"):
+            (folder / name).symlink_to(ROOT / "torchserve" / "java" / name)
     lines |= {"grpc_inference_port": "0", "grpc_management_port": "0"} | addresses | setting.config
     (folder / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     command = [str(PYTHON), "-c", "from ts.model_server import start; start()", "--start", "--foreground", "--ncs"]

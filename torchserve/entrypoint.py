@@ -56,9 +56,9 @@ def main() -> None:
 
     os.environ.pop("PYTHONPATH", None)  # it would come before the archive's own modules in every worker
     os.umask(0o077)  # the keys are nobody else's
-    here = Path("io")  # where Java looks first; see java/HttpPostRequestDecoder.java
-    here.unlink(missing_ok=True)
-    here.symlink_to(ROOT / "java" / "io")
+    for here in (Path("io"), Path("org")):  # where Java looks first; see java/HttpPostRequestDecoder.java
+        here.unlink(missing_ok=True)
+        here.symlink_to(ROOT / "java" / here)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     sys.argv = [

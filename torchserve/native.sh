@@ -39,7 +39,7 @@ start_native() {
     # In a folder of its own, because TorchServe reads and writes files in the current one.
     (
         cd "$run"
-        ln -sfn "$root/torchserve/java/io" io  # before TorchServe's own classes; see HttpPostRequestDecoder.java there
+        ln -sfn "$root"/torchserve/java/{io,org} .  # before TorchServe's own classes; see the sources there
         umask 077  # the keys of --secure are written here
         env -u PYTHONPATH -u TS_CONFIG_FILE TMPDIR="$tmp" TEMP="$tmp" LOG_LOCATION="$run/logs" METRICS_LOCATION="$run/logs" \
             setsid "$root/$python" -c 'from ts.model_server import start; start()' --start --ncs "${options[@]}" \

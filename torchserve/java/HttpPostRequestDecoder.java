@@ -13,8 +13,8 @@ import org.pytorch.serve.http.ServiceUnavailableException;
  * name, keeps one of several fields of a name, damages what "curl -d" sends, and a form of many fields ends the process
  * (CVE-2024-29025). With this, src/inference/requests.py takes multipart forms apart, in a worker.
  *
- * <p>Java finds it because TorchServe's class path begins with the current folder. Compile it with a JDK 17:
- * <pre>javac --release 17 -g:none -d torchserve/java -cp JAR torchserve/java/HttpPostRequestDecoder.java</pre>
+ * <p>Java finds it because TorchServe's class path begins with the current folder. Compile all with a JDK 17:
+ * <pre>javac --release 17 -g:none -d torchserve/java -cp JAR torchserve/java/*.java</pre>
  * where JAR is ts/frontend/model-server.jar of the Python environment. tests/test_java.py compares the result.
  */
 public class HttpPostRequestDecoder {
