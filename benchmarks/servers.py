@@ -39,6 +39,7 @@ class Launch:
     form: str = "raw"
     environment: dict[str, str] = field(default_factory=dict)
     launcher: bool = False
+    cwd: Path | None = None  # None: an empty folder
 
 
 @dataclass
@@ -70,7 +71,12 @@ def running(launch: Launch, image: bytes, expected: int) -> Iterator[Server]:
         with log.open("wb") as output:
             begin = time.perf_counter()
             process = subprocess.Popen(
-                launch.command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                launch.command,
+                cwd=launch.cwd or folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
         root = psutil.Process(process.pid)
         settle = functools.partial(wait_for_answer, launch, process, image, expected, log)

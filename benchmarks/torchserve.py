@@ -81,7 +81,7 @@ def prepare(setting: Setting, folder: Path) -> tuple[Launch, dict[str, str]]:
     environment = {"JAVA_HOME": java_home(), "TMPDIR": str(tmp), "TEMP": str(tmp)}
     environment |= {"LOG_LOCATION": str(logs), "METRICS_LOCATION": str(logs)}
     url = f"{addresses['inference_address']}/predictions/fashion_mnist"
-    return Launch(command, url, "raw", environment | setting.environment, launcher=True), addresses
+    return Launch(command, url, "raw", environment | setting.environment, True, folder), addresses
 
 
 def repack(source: Path, target: Path, setting: Setting) -> None:

@@ -72,7 +72,9 @@ def quantize(
     # Folds what is constant; batch norm already is in the convolutions.
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     thresholds = set_thresholds(prepared, {})
-    excluded = nodes_of(prepared, "Softmax") + (slow_in_int8(prepared) if form is ONNX_RUNTIME else [])
+    graph = onnx.load(prepared).graph
+    excluded = [node.name for node in graph.node if node.op_type == "Softmax"]  # of the exits' confidence
+    excluded += slow_in_int8(graph) if form is ONNX_RUNTIME else []
     wanted = in_batches(OnnxRuntime(source), images, 250, source.name)
     scores = {}
     for number, (name, (method, options)) in enumerate(METHODS.items()):
@@ -107,17 +109,11 @@ def set_thresholds(path: Path, values: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def nodes_of(path: Path, kind: str) -> list[str]:
-    """The names of the nodes of one operator."""
-    return [node.name for node in onnx.load(path).graph.node if node.op_type == kind]
-
-
-def slow_in_int8(path: Path) -> list[str]:
+def slow_in_int8(graph: onnx.GraphProto) -> list[str]:
     """The nodes that ONNX Runtime runs faster in float: convolutions of a gray image, whose bytes it gathers singly.
 
     docs/performance.md has the difference; with three channels there is none.
     """
-    graph = onnx.load(path).graph
     channels = {weight.name: weight.dims[1] for weight in graph.initializer if len(weight.dims) == 4}
     plain = [node for node in graph.node if node.op_type == "Conv" and groups(node) == 1]
     return [node.name for node in plain if channels.get(node.input[1]) == 1]

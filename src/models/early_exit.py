@@ -45,10 +45,15 @@ class EarlyExit(nn.Module):
         return (logits.softmax(1).amax(1) < self.threshold).nonzero()[:, 0]
 
 
+def exits_of(network: nn.Module) -> list[EarlyExit]:
+    """The early exits of ``network``, in order; an empty list where it has none."""
+    return [module for module in network.modules() if isinstance(module, EarlyExit)]
+
+
 @contextmanager
 def no_early_exits(network: nn.Module) -> Iterator[None]:
     """Every image goes all the way through ``network`` meanwhile."""
-    exits = [module for module in network.modules() if isinstance(module, EarlyExit)]
+    exits = exits_of(network)
     thresholds = [leave.threshold.clone() for leave in exits]
     for leave in exits:
         leave.threshold.fill_(NEVER)

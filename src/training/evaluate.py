@@ -25,8 +25,8 @@ from src.data.datamodule import prepared_hash
 from src.inference import Predictor
 from src.inference.runtimes import FILES
 from src.models import load_model
-from src.models.early_exit import no_early_exits
 from src.models.config import WEIGHTS_NAME
+from src.models.early_exit import exits_of, no_early_exits
 from src.training.calibration import expected_calibration_error, kept_metrics, reliability
 from src.training.pages import measured_model, write_json
 from src.training.plots import plot_confusion, plot_reliability, save_confusion_pairs
@@ -68,7 +68,7 @@ def evaluate(config, model_path: str, runtime: str = "torch") -> dict:
     metrics["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     with no_early_exits(model):
         metrics["multiply_adds"] = multiply_adds(model, images[:1])
-    if getattr(model.network, "exits", None):
+    if exits_of(model):
         few = images[:COUNTED]
         metrics["mean_multiply_adds"] = multiply_adds(model, few) // len(few)
     metrics["targets_missed"] = missed_targets(metrics, config.evaluation.targets)

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from src.config import config_parser, parse_config
 from src.data.datamodule import ImageDataModule, check_prepared
 from src.models import ImageClassifier, ModelConfig, save_model
+from src.models.early_exit import exits_of
 from src.models.storage import weights_sha256
 from src.training.calibration import check_kept_accuracy, fit_card
 from src.training.early_exits import fit_early_exits
@@ -87,7 +88,7 @@ def finish(
     """Teach the early exits, measure validation and test, calibrate on validation, save to ``folder``; return the
     metrics."""
     model, training, validation = module.model, data.datasets["train"], data.datasets["validation"]
-    if getattr(model.network, "exits", None):
+    if exits_of(model):
         mirrored = config.augmentation.horizontal_flip
         shares = fit_early_exits(model, training.images, validation.images, mirrored, config.seed)
         said = ", ".join(f"{share:.1%}" for share in shares)
@@ -112,7 +113,7 @@ def fit_exits_only(config, folder: str) -> dict[str, float]:
     config.training.start_from = folder
     card = describe_model(config)
     model = build_model(config, card)
-    if not getattr(model.network, "exits", None):
+    if not exits_of(model):
         raise ValueError("the config asks for no early exits; set model.resnet.early_exits, for example to [2, 3]")
     data = ImageDataModule(config)
     data.setup("fit")
