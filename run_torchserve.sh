@@ -102,7 +102,7 @@ stop_server() {
         docker stop --time 70 "$container" >/dev/null 2>&1 || true  # its entry point drains
         docker rm -f "$container" >/dev/null
     fi
-    rm -rf "$run/running" "$run/models" "$run/io" "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
+    rm -rf "$run/running" "$run/models" "$run"/{io,org} "$run/key_file.json" "$(readlink -f "$run/tmp")" "$run/tmp"
 }
 
 address() {  # of an API of the native server that runs

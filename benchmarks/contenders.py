@@ -23,7 +23,7 @@ NAMES = {
     "mlflow": "MLflow",
     "ray": "Ray Serve",
 }
-STOCK_MODEL = {"batchSize": 1, "maxBatchDelay": 100, "continuousBatching": False}  # TorchServe's own defaults
+STOCK_MODEL = {"batchSize": 1, "maxBatchDelay": 100}  # TorchServe's own defaults
 
 
 def make_environment(name: str) -> Path:
@@ -70,7 +70,8 @@ def launch(name: str, folder: Path, workers: int, runtime: str) -> Launch:
     if name.startswith("stock"):
         threads = ONE_THREAD if name == "stock" else {}
         model = counts | STOCK_MODEL
-        return prepare(Setting(model, {}, False, None, STOCK, threads), folder)[0]
+        stock = {"shipped_config": False, "log_config": None, "java": None, "handler": STOCK}
+        return prepare(Setting(model, environment=threads, **stock), folder)[0]
     python = make_environment(name)
     (port,) = free_ports(1)
     environment = {"PYTHONPATH": str(ROOT), "PEER_RUNTIME": runtime} | ONE_THREAD

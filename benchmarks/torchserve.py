@@ -16,6 +16,7 @@ ARCHIVE = ROOT / "torchserve" / "model-store" / "fashion_mnist.mar"
 PYTHON = ROOT / "torchserve" / ".venv" / "bin" / "python"
 PROPERTIES = ROOT / "torchserve" / "config.properties"
 SHIPPED_LOG = ROOT / "torchserve" / "log4j2.xml"
+SHIPPED_JAVA = ROOT / "torchserve" / "java"
 CHOOSE_JAVA = """
 say() { :; }
 fail() { echo "error: $*" >&2; exit 1; }
@@ -32,8 +33,9 @@ class Setting:
 
     model: dict = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)
-    shipped_config: bool = True  # False: none of torchserve/config.properties and torchserve/java, TorchServe's own
+    shipped_config: bool = True  # False: no line of torchserve/config.properties
     log_config: Path | None = SHIPPED_LOG  # None: TorchServe's own
+    java: Path | None = SHIPPED_JAVA  # None: TorchServe's own classes alone
     handler: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -69,8 +71,9 @@ def prepare(setting: Setting, folder: Path) -> tuple[Launch, dict[str, str]]:
     lines = read_properties(PROPERTIES.read_text(), PROPERTIES.name) if setting.shipped_config else {}
     if setting.shipped_config:
         lines["metrics_config"] = str(ROOT / "torchserve" / "metrics.yaml")
+    if setting.java:
         for name in ("io", "org"):
-            (folder / name).symlink_to(ROOT / "torchserve" / "java" / name)
+            (folder / name).symlink_to(setting.java / name)
     lines |= {"grpc_inference_port": "0", "grpc_management_port": "0"} | addresses | setting.config
     (folder / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     command = [str(PYTHON), "-c", "from ts.model_server import start; start()", "--start", "--foreground", "--ncs"]

@@ -27,11 +27,11 @@ PAGE = ROOT / "docs" / "tuning.md"
 SHIPPED = ("shipped", "")
 COLUMNS = ("factor", "setting", "requests/s", "ratio", "p99 ms", "p50 ms at 8", "p50 ms at 1", "memory MB", "start s")
 WORKERS = (1, 2, 3)
-MODEL = {"batchSize": (1, 8, 32, 64), "continuousBatching": (True, False)}
+MODEL = {"batchSize": (1, 8, 32, 64)}
 CONFIG = {"number_of_netty_threads": ("2",), "netty_client_threads": ("2",), "async_logging": ("true",)}
 POOL = "-Djava.util.concurrent.ForkJoinPool.common.parallelism=1"  # what Java itself takes on two processors
 JAVA = ("-XX:+UseG1GC", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", POOL)
-FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "logs")
+FACTORS = ("workers", *MODEL, *CONFIG, "vmargs", "java", "logs")
 
 
 def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[str, str], Setting]:
@@ -55,6 +55,8 @@ def settings_of(factors: list[str], shipped: dict, workers: int) -> dict[tuple[s
             for option in JAVA:  # Java takes one garbage collector only; of the rest the last
                 kept = [word for word in lines["vmargs"].split() if not (word.endswith("GC") and option.endswith("GC"))]
                 found[factor, option] = Setting(base, {"vmargs": " ".join([*kept, option])})
+        elif factor == "java":
+            found[factor, "TorchServe's own"] = Setting(base, java=None)
         else:
             found[factor, "TorchServe's own"] = Setting(base, log_config=None)
     return found
@@ -127,8 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         *describe_machine(),
         f"- Load: wrk, {arguments.connections} connections, {source}; {arguments.warmup:g} s of warm-up, "
         f"{arguments.seconds:g} s measured, {arguments.rounds} round{'s' * (arguments.rounds > 1)}",
-        f"- Shipped, scaled to {arguments.workers} workers: batchSize {shipped['batchSize']}, continuous batching, "
-        f"`{options}`, torchserve/log4j2.xml; without continuous batching maxBatchDelay {shipped['maxBatchDelay']} ms",
+        f"- Shipped, scaled to {arguments.workers} workers: batchSize {shipped['batchSize']}, `{options}`, "
+        f"torchserve/java (without it maxBatchDelay {shipped['maxBatchDelay']} ms), torchserve/log4j2.xml",
         f"- The shipped setting's own {len(rates)} measurements differ by {spread:.0f}%: "
         "a smaller difference means nothing",
         "",

@@ -188,7 +188,6 @@ def test_missing_files_are_named(name, archive, tmp_path):
         ({"batchSize": "32"}, "batchSize is '32'"),
         ({"batchSize": True}, "batchSize is True"),
         ({"maxBatchDelay": -1}, "maxBatchDelay is -1; it must be a whole number from 0"),
-        ({"continuousBatching": 1}, "continuousBatching is 1; it must be true or false"),
         ({"minWorkers": 9}, "minWorkers must not be above maxWorkers"),
         ({"handler": {"threads": 0, "runtime": "torch"}}, "threads is 0"),
         ({"handler": {"thread": 1, "runtime": "torch"}}, "it must hold runtime, threads and compile alone"),

@@ -1,4 +1,4 @@
-"""torchserve/java/ContinuousBatching.java: a worker takes what waits, and waits for nothing."""
+"""torchserve/java/BatchAggregator.java: a worker takes what waits, and waits for nothing."""
 
 import json
 import zipfile
@@ -14,10 +14,12 @@ from tests.conftest import ROOT, TIMEOUT
 from tests.waiting import wait_until
 
 BATCH = 4
-# Answers with the size of the batch and the number of batches so far. A body is a file that must be there first.
+# Answers with the size of the batch and the number of batches so far. A body is a file that must be there first;
+# "stream" is answered in two parts.
 HANDLER = f"""
 import json, time
 from pathlib import Path
+from ts.handler_utils.utils import send_intermediate_predict_response
 calls = 0
 
 def handle(data, context):
@@ -26,7 +28,11 @@ def handle(data, context):
         return None
     calls += 1
     for request in data:
-        if name := request.get("body", b"").decode():
+        name = request.get("body", b"").decode()
+        if name == "stream":
+            send_intermediate_predict_response(["first, "], context.request_ids, "", 200, context)
+            return ["last"]
+        if name:
             Path(name + ".asked").touch()
             deadline = time.monotonic() + {TIMEOUT}
             while not Path(name).exists() and time.monotonic() < deadline:
@@ -106,6 +112,22 @@ def test_a_description_is_asked_for_alone_and_once(batches, tmp_path):
     assert description.result()["customizedMetadata"] == {"size": 1, "call": first + 2}
     assert after.result() == {"size": 1, "call": first + 3}
     assert batches.ask()["call"] == first + 4
+
+
+def test_the_requests_of_clients_that_are_gone_are_not_computed(batches, tmp_path):
+    busy = batches.keep_busy(tmp_path / "door")
+    for _ in range(BATCH):
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(batches.url, data=b"", timeout=0.5)
+    after = batches.queue(batches.ask)
+    (tmp_path / "door").touch()
+    assert after.result() == {"size": 1, "call": busy.result()["call"] + 1}
+
+
+def test_an_answer_in_parts_is_whole(batches):
+    answer = requests.post(batches.url, data=b"stream", headers={"Content-Type": "text/plain"}, timeout=TIMEOUT)
+    assert (answer.status_code, answer.text) == (200, "first, last")
+    assert batches.ask()["size"] == 1
 
 
 def test_a_lone_request_is_answered_while_other_workers_wait(batches):

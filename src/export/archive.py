@@ -29,8 +29,7 @@ from src.models import ModelConfig
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 MODEL_SETTINGS = "model-config.yaml"
-NUMBERS = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout"}
-SETTINGS = NUMBERS | {"continuousBatching", "handler"}
+SETTINGS = {"minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout", "handler"}
 REQUIRED = (STATE_NAME, CONFIG_NAME, MODEL_SETTINGS, "handler.py", "src/preprocessing.py", MANIFEST)
 REBUILD = "build it again: ./create_mar_archive.sh"
 # What reading a damaged zip, JSON or YAML raises; RuntimeError is an encrypted file or an unknown compression,
@@ -164,8 +163,6 @@ def check_headers(archive: zipfile.ZipFile, path: Path) -> None:
 def check_settings(settings: object, names: set[str], path: Path) -> None:
     """model-config.yaml has exactly the keys that TorchServe and the handler read, with positive whole numbers, and
     a runtime whose file is in the archive."""
-    if isinstance(settings, dict):
-        settings = {"continuousBatching": False} | settings  # archives built before it was known lack it
     if not isinstance(settings, dict) or set(settings) != SETTINGS:
         found = sorted(map(str, settings)) if isinstance(settings, dict) else type(settings).__name__
         raise ArchiveError(f"{path}: {MODEL_SETTINGS} has the keys {found}; it must have {sorted(SETTINGS)}")
@@ -186,10 +183,7 @@ def check_settings(settings: object, names: set[str], path: Path) -> None:
             f"{path}: {MODEL_SETTINGS}: compile is {compiled!r} with the runtime {handler['runtime']}; "
             "it must be false, or true with torch"
         )
-    if type(settings["continuousBatching"]) is not bool:
-        found = settings["continuousBatching"]
-        raise ArchiveError(f"{path}: {MODEL_SETTINGS}: continuousBatching is {found!r}; it must be true or false")
-    numbers = {key: settings[key] for key in sorted(NUMBERS)} | {"threads": handler["threads"]}
+    numbers = {key: value for key, value in settings.items() if key != "handler"} | {"threads": handler["threads"]}
     for key, value in numbers.items():
         least = 0 if key == "maxBatchDelay" else 1
         if type(value) is not int or value < least:
