@@ -77,6 +77,7 @@ def running(launch: Launch, image: bytes, expected: int) -> Iterator[Server]:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,  # as a server has: Linux shares the cores among sessions, so wrk has its own
             )
         root = psutil.Process(process.pid)
         settle = functools.partial(wait_for_answer, launch, process, image, expected, log)
