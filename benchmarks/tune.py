@@ -27,7 +27,7 @@ PAGE = ROOT / "docs" / "tuning.md"
 SHIPPED = ("shipped", "")
 COLUMNS = ("factor", "setting", "requests/s", "ratio", "p99 ms", "p50 ms at 8", "p50 ms at 1", "memory MB", "start s")
 WORKERS = (1, 2, 3)
-MODEL = {"batchSize": (1, 8, 32, 64)}
+MODEL = {"batchSize": (1, 8, 32, 64, 128)}
 CONFIG = {"number_of_netty_threads": ("2",), "netty_client_threads": ("2",), "async_logging": ("true",)}
 POOL = "-Djava.util.concurrent.ForkJoinPool.common.parallelism=1"  # what Java itself takes on two processors
 JAVA = ("-XX:+UseG1GC", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", POOL)

@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_used_is_an_error(damage, said, folder):
 def test_the_handler_with_each_runtime(runtime, model_dir):  # noqa: F811
     ask = load_handler(model_dir, runtime)
     predictor = Predictor.load(MODEL, runtime=runtime)
-    images = [PNG, encode(OTHER)] * 40  # more than a batch of 32 holds, and than go through the network at once
+    images = [PNG, encode(OTHER)] * 40  # more than go through the network at once
     broken = raw(as_json(images=[as_base64(PNG), as_base64(PNG[:60])]))
     (first, _), (_, answers), (_, last) = ask(
         broken, raw(as_json(images=[as_base64(data) for data in images[:60]])), raw(images[60])
