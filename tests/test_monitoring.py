@@ -48,6 +48,7 @@ def watched(server, tmp_path_factory) -> Prometheus:
     """A Prometheus that has seen good, uncertain and refused requests to ``server``, some of them since it looks."""
     target = server.metrics.removeprefix("http://")
     with prometheus(tmp_path_factory.mktemp("prometheus"), {"127.0.0.1:8082": target}) as started:
+        started.wait_for('up{job="torchserve"} == 1')  # else a first look amid the requests would miss some
         for _ in range(2):
             before = {name: started.total(name) for name in COUNTED}
             for body in [PNG] * 14 + [BLANK] * 6 + [b"hello"] * 5:
