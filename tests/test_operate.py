@@ -5,14 +5,42 @@ import signal
 import socket
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from src.serving.client import call
+from src.serving.client import Refused, call
 from src.serving.operate import build_parser, main
 from tests.conftest import ROOT, TIMEOUT, run_script
+from tests.file_server import serve
 
 COMMANDS = (["ready", "--timeout", "60"], ["status"], ["scale", "--workers", "2"], ["drain"])
+# An alarm at any moment while requests are prepared; prints how many of them were not heard.
+ALARMS = """
+import random, signal
+from src.serving.client import opener_for
+
+class Alarm(BaseException):
+    pass
+
+def ring(number, frame):
+    global rung
+    rung = True
+    raise Alarm
+
+signal.signal(signal.SIGALRM, ring)
+unheard = 0
+for _ in range(2000):
+    rung = False
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 1e-3))
+        while not rung:
+            opener_for("http://127.0.0.1:1/ping")
+        unheard += 1
+    except Alarm:
+        pass
+print(unheard)
+"""
 WRITE = "from pathlib import Path; from src.serving.draining import write_empty_archive as w; w(Path({!r}), 'a')"
 
 
@@ -34,6 +62,12 @@ def test_control_c_ends_a_command_without_a_word(arguments, tmp_path):
                 process.send_signal(signal.SIGINT)
                 said = process.communicate(timeout=TIMEOUT)
         assert (process.returncode, *said) == (130, "", "")
+
+
+def test_a_signal_is_heard_while_a_request_is_prepared():
+    """Which urllib's own build_opener may not let happen."""
+    done = run_script(ROOT, sys.executable, "-c", ALARMS)
+    assert done.stdout == "0\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("words", [["deploy", "x.mar", "--watch"], ["ready", "--timeout"], ["drain", "--timeout"]])
@@ -69,3 +103,22 @@ def test_a_server_that_says_nothing_is_named():
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/ping"
         with pytest.raises(TimeoutError, match=f"GET {url}: no answer within 0.2 s"):
             call(url, timeout=0.2)
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_a_redirect_is_not_followed(status):
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", "/there")
+            self.end_headers()
+
+    with serve({}, Elsewhere) as server, pytest.raises(Refused, match=f"answers {status}") as refused:
+        call(f"{server.url}/here", b"{}")
+    assert refused.value.status == status
+
+
+def test_an_address_that_is_none_of_a_server_is_refused(tmp_path):
+    with pytest.raises(ConnectionError, match="unknown url type: file"):
+        call(f"file://{tmp_path}")

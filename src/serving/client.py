@@ -36,22 +36,35 @@ def call(
     known = {"Content-Type": content_type} if content_type else {}
     known |= {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, data=data, headers=known | (headers or {}), method=method)
-    handlers = [urllib.request.HTTPSHandler(context=client_context())] if url.startswith("https:") else []
-    if urlsplit(url).hostname in LOOPBACK:
-        handlers.append(urllib.request.ProxyHandler({}))  # a proxy of http_proxy would ask itself
     try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
-            return answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            said = " ".join(error.read().decode(errors="replace").split())
-        raise Refused(f"{request.get_method()} {url} answers {error.code}: {said}", error.code) from error
+        with opener_for(url).open(request, timeout=timeout) as answer:
+            status, body = answer.status, answer.read()
     except urllib.error.URLError as error:
         raise ConnectionError(f"{request.get_method()} {url}: {error.reason}") from error
     except TimeoutError as error:
         raise TimeoutError(f"{request.get_method()} {url}: no answer within {timeout:g} s") from error
     except http.client.HTTPException as error:  # the connection ended within an answer
         raise ConnectionError(f"{request.get_method()} {url}: {error!r}") from error
+    if not 200 <= status < 300:
+        said = " ".join(body.decode(errors="replace").split())
+        raise Refused(f"{request.get_method()} {url} answers {status}: {said}", status)
+    return body
+
+
+def opener_for(url: str) -> urllib.request.OpenerDirector:
+    """What opens ``url``, and follows no redirect, which would make a GET of a POST.
+
+    Not urllib's ``build_opener``: adding its handler for errors makes and catches a ValueError, which takes the place
+    of what a signal's handler raises at that moment (CPython 3.11), and Ctrl-C would do nothing.
+    """
+    opener = urllib.request.OpenerDirector()
+    local = urlsplit(url).hostname in LOOPBACK  # a proxy of http_proxy would ask itself
+    opener.add_handler(urllib.request.ProxyHandler({} if local else None))
+    opener.add_handler(urllib.request.HTTPHandler())
+    if url.startswith("https:"):
+        opener.add_handler(urllib.request.HTTPSHandler(context=client_context()))
+    opener.add_handler(urllib.request.UnknownHandler())
+    return opener
 
 
 def send(url: str, data: bytes, content_type: str = "application/json", token: str = "", timeout: float = 30) -> bytes:

@@ -110,8 +110,8 @@ class Trial:
         begun, over, self.sent = count_answers(self.service), threading.Event(), 0
         self.set_default(self.new)
         with ThreadPoolExecutor(1) as asking:
-            asked = asking.submit(self.ask_new, items, over)
             try:
+                asked = asking.submit(self.ask_new, items, over)
                 wait([asked], seconds)
                 over.set()
                 self.set_default(then)
